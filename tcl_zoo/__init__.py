@@ -1,0 +1,43 @@
+"""tcl_zoo: encoders trained by tuned contrastive learning, supervised contrastive learning and cross-entropy.
+
+Importing this package is cheap: torch and timm load when they are first needed. The architectures register
+themselves with timm whenever timm is imported, before or after.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _timm_hook
+from .recipes import Recipe, recipe
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .weights import create_model, create_transform, list_models, model_info
+
+_LAZY = {name: "weights" for name in ("create_model", "create_transform", "list_models", "model_info")}
+
+__all__ = [
+    "Recipe",
+    "__version__",
+    "create_model",
+    "create_transform",
+    "list_models",
+    "model_info",
+    "recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+_timm_hook.install()

@@ -1,0 +1,174 @@
+"""Batched augmentation of uint8 images on whatever device they sit (SPEC section 4).
+
+``ops`` has the image operations, ``policies`` the AutoAugment tables; :class:`Augment` draws parameters for a batch
+and applies them. Drawing and applying are two calls so that several processes, or a resumed one, see the same views:
+parameters come from a generator on the CPU, pixels never touch it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from . import ops, policies
+
+__all__ = ["POLICIES", "Augment", "ops", "policies"]
+
+POLICIES = (
+    "autoaugment_thesis",
+    "autoaugment",
+    "simaugment",
+    "crop_flip",
+    "crop",
+    "resized_crop_flip",
+    "none",
+)
+_ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
+_JITTER = (
+    ("brightness", ops.brightness, 0.4),
+    ("contrast", ops.contrast, 0.4),
+    ("saturation", ops.color, 0.4),
+    ("hue", ops.hue, 0.1),
+)
+
+
+class Augment:
+    """One random view of every image of a batch, each with parameters of its own.
+
+    - ``crop_flip``: random crop with zero padding, horizontal flip with p 0.5; ``crop``: without the flip;
+      ``resized_crop_flip``: random resized crop (scale 0.2-1) and flip.
+    - ``autoaugment_thesis``: crop and flip, then the CIFAR-10 policy with magnitudes drawn between two levels.
+    - ``autoaugment``: crop and flip, then torchvision's policy (fixed magnitudes, random sign).
+    - ``simaugment``: random resized crop, flip, colour jitter 0.4/0.4/0.4/0.1 with p 0.8, grayscale with p 0.2.
+    - ``none``: the images as they are.
+
+    Args:
+        name: one of the above.
+        size: side of the views in pixels.
+        padding: zero padding of the random crop in pixels.
+        cropped: the images come cropped at random already (a streamed folder): flip and recolour only.
+        blur: Gaussian blur with p 0.5, sigma 0.1-2, a tenth of the side wide (``simaugment`` only).
+
+    Raises:
+        ValueError: unknown name, or blur with another policy.
+    """
+
+    def __init__(
+        self, name: str, size: int = 32, *, padding: int = 4, blur: bool = False, cropped: bool = False
+    ) -> None:
+        if name not in POLICIES:
+            raise ValueError(f"unknown augmentation {name!r}; known: {', '.join(POLICIES)}")
+        if blur and name != "simaugment":
+            raise ValueError(f"blur goes with simaugment, not with {name}")
+        self.name, self.size, self.padding, self.blur = name, size, 0 if cropped else padding, blur
+        self._resized = name in ("simaugment", "resized_crop_flip") and not cropped
+        self._policy = policies.policy(name, size) if name.startswith("autoaugment") else None
+        self._kernel_size = max(3, size // 10 // 2 * 2 + 1)
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """uint8 [N, C, H, W] to uint8 [N, C, size, size]; see :meth:`apply` for what is raised."""
+        return self.apply(images, self.sample(len(images), generator, images.shape[-1]))
+
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, source: int | None = None
+    ) -> dict[str, Tensor]:
+        """Parameters of n views, every entry [n, ...], on the generator's device (the CPU without one).
+
+        Args:
+            n: number of images.
+            generator: reproducible where given, else torch's default.
+            source: side of the images in pixels; ``size`` where not given.
+        """
+        device = generator.device if generator is not None else torch.device("cpu")
+
+        def rand() -> Tensor:
+            return torch.rand(n, generator=generator, device=device)
+
+        def offset() -> Tensor:
+            return torch.randint(2 * self.padding + 1, (n,), generator=generator, device=device)
+
+        if self.name == "none":
+            return {}
+        if self._resized:
+            params = policies.resized_crop_box(n, source or self.size, generator)
+        else:
+            params = {"top": offset(), "left": offset()}
+        params["flip"] = rand() < 0.5
+        if self.name == "crop":
+            params["flip"] = torch.zeros_like(params["flip"])
+        if self._policy is not None:
+            params |= self._policy.sample(n, generator)
+        if self.name == "simaugment":
+            params["jitter"], params["gray"] = rand() < 0.8, rand() < 0.2
+            params["order"] = torch.randint(len(_ORDERS), (n,), generator=generator, device=device)
+            for key, _, strength in _JITTER:
+                params[key] = (2 * rand() - 1) * strength + (0 if key == "hue" else 1)
+        if self.blur:
+            params["blur"], params["sigma"] = rand() < 0.5, 0.1 + 1.9 * rand()
+        return params
+
+    def apply(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Views of ``images`` by ``params``; a slice of both gives the slice of the whole.
+
+        Args:
+            images: uint8 [N, C, H, W], C 1 or 3.
+            params: as :meth:`sample` draws them, N of each.
+
+        Returns:
+            uint8 [N, C, size, size] on the images' device.
+
+        Raises:
+            ValueError: other dtype, shape or side than promised.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images must be uint8 [N, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
+        if not self._resized and images.shape[2:] != (self.size, self.size):
+            raise ValueError(f"{self.name} keeps the size: images must be {self.size} px, got {list(images.shape[2:])}")
+        if images.shape[2] != images.shape[3]:
+            raise ValueError(f"images must be square, got {list(images.shape[2:])}")
+        if self.name == "none" or not len(images):
+            return images.new_empty(0, images.shape[1], self.size, self.size) if not len(images) else images.clone()
+        device = images.device
+        move = {key: value.to(device, non_blocking=True) for key, value in params.items()}
+        if self._resized:
+            views = ops.resized_crop(images, *(move[k] for k in ("top", "left", "height", "width")), self.size)
+            views = torch.where(move["flip"][:, None, None, None], views.flip(3), views)
+        else:
+            views = ops.crop_flip(images, move["top"], move["left"], move["flip"], self.padding)
+        if self._policy is not None:
+            self._apply_policy(views, params, move["magnitude"])
+        if self.name == "simaugment":
+            self._apply_jitter(views, params, move)
+        if self.blur:
+            group = _where(params["blur"], device)
+            views[group] = ops.gaussian_blur(views[group], move["sigma"][group], self._kernel_size)
+        return views
+
+    def _apply_policy(self, views: Tensor, params: dict[str, Tensor], magnitude: Tensor) -> None:
+        """Both steps in place, samples grouped by operation. Groups are found on the parameters' device (the CPU)."""
+        assert self._policy is not None
+        operation = self._policy.operation.to(params["policy"].device)[params["policy"]]
+        operation = operation.masked_fill(~params["apply"], -1)
+        for step in (0, 1):
+            for number, name in enumerate(policies.NAMES):
+                group = _where(operation[:, step] == number, views.device)
+                if len(group):
+                    views[group] = self._policy.run(name, views[group], magnitude[group, step])
+
+    @staticmethod
+    def _apply_jitter(views: Tensor, params: dict[str, Tensor], move: dict[str, Tensor]) -> None:
+        order = _ORDERS.to(params["order"].device)[params["order"]].masked_fill(~params["jitter"][:, None], -1)
+        for step in range(4):
+            for number, (key, run, _) in enumerate(_JITTER):
+                group = _where(order[:, step] == number, views.device)
+                if len(group):
+                    views[group] = run(views[group], move[key][group])
+        group = _where(params["gray"], views.device)
+        views[group] = ops.grayscale(views[group])
+
+
+def _where(mask: Tensor, device: torch.device) -> Tensor:
+    """Indices of the set entries of [N] on ``device``; no synchronisation while the mask is on the CPU."""
+    return mask.nonzero()[:, 0].to(device, non_blocking=True)

@@ -1,0 +1,238 @@
+"""Image operations on a whole batch of uint8 [N, C, H, W], each sample with its own magnitude.
+
+Each is Pillow's operation of the same name, to the bit where Pillow works in integers (geometry, LUTs, blends); the
+tests hold them against Pillow. Gray images have C = 1. Magnitudes are tensors [N] on the images' device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_FIX = 65536.0  # Pillow walks nearest-neighbour affine maps in 16.16 fixed point
+
+
+def _fix(value: Tensor) -> Tensor:
+    return torch.floor(value.double() * _FIX + 0.5).to(torch.int64)
+
+
+def gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Pixel (y, x) of each sample; black outside.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        y, x: source coordinates, integer, broadcastable to [N, h, w].
+
+    Returns:
+        uint8 [N, C, h, w].
+    """
+    n, c, height, width = images.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    index, inside = torch.broadcast_tensors(index, inside)
+    h, w = index.shape[1:]
+    flat = images.reshape(n, c, height * width).gather(2, index.reshape(n, 1, h * w).expand(n, c, h * w))
+    return flat.view(n, c, h, w) * inside.view(n, 1, h, w)
+
+
+def _grid(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Row numbers [1, H, 1] and column numbers [1, 1, W]."""
+    y = torch.arange(images.shape[2], device=images.device)[None, :, None]
+    x = torch.arange(images.shape[3], device=images.device)[None, None, :]
+    return y, x
+
+
+def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Zero-pads by ``padding``, cuts the original size at (top, left), then mirrors where ``flip`` [N] bool is set."""
+    y, x = _grid(images)
+    x = torch.where(flip[:, None, None], images.shape[3] - 1 - x, x)
+    return gather_pixels(images, y + (top - padding)[:, None, None], x + (left - padding)[:, None, None])
+
+
+def shear_x(images: Tensor, factor: Tensor) -> Tensor:
+    """Source x = x + factor * y (pixel centres), nearest, black fill."""
+    y, x = _grid(images)
+    source = (_fix(0.5 + 0.5 * factor.double())[:, None, None] + _fix(factor)[:, None, None] * y + (x << 16)) >> 16
+    return gather_pixels(images, y, source)
+
+
+def shear_y(images: Tensor, factor: Tensor) -> Tensor:
+    """Source y = y + factor * x (pixel centres), nearest, black fill."""
+    y, x = _grid(images)
+    source = (_fix(0.5 + 0.5 * factor.double())[:, None, None] + _fix(factor)[:, None, None] * x + (y << 16)) >> 16
+    return gather_pixels(images, source, x)
+
+
+def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
+    """Source x = x + pixels: the content moves left for pixels > 0. Nearest, black fill."""
+    y, x = _grid(images)
+    return gather_pixels(images, y, torch.floor(x + (0.5 + pixels.double())[:, None, None]).long())
+
+
+def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
+    """Source y = y + pixels: the content moves up for pixels > 0. Nearest, black fill."""
+    y, x = _grid(images)
+    return gather_pixels(images, torch.floor(y + (0.5 + pixels.double())[:, None, None]).long(), x)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Rotates counter-clockwise about the centre; nearest, black fill."""
+    y, x = _grid(images)
+    centre_x, centre_y = images.shape[3] / 2.0, images.shape[2] / 2.0
+    angle = -torch.deg2rad(degrees.double())
+    # Pillow rounds the matrix to 15 decimals.
+    cos, sin = (torch.round(f(angle), decimals=15) for f in (torch.cos, torch.sin))
+    offset_x = centre_x - cos * centre_x - sin * centre_y
+    offset_y = centre_y + sin * centre_x - cos * centre_y
+    start_x = _fix(offset_x + 0.5 * cos + 0.5 * sin)[:, None, None]
+    start_y = _fix(offset_y - 0.5 * sin + 0.5 * cos)[:, None, None]
+    fixed_cos, fixed_sin = _fix(cos)[:, None, None], _fix(sin)[:, None, None]
+    fixed_minus_sin = _fix(-sin)[:, None, None]
+    source_x = (start_x + fixed_cos * x + fixed_sin * y) >> 16
+    source_y = (start_y + fixed_minus_sin * x + fixed_cos * y) >> 16
+    return gather_pixels(images, source_y, source_x)
+
+
+def invert(images: Tensor) -> Tensor:
+    """255 - v."""
+    return 255 - images
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Inverts the values at or above the threshold (0 to 256)."""
+    limit = torch.ceil(threshold).to(torch.int16)[:, None, None, None]
+    return torch.where(images.to(torch.int16) < limit, images, 255 - images)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keeps the highest ``bits`` bits (0 to 8) of each value."""
+    mask = (256 - torch.pow(2, 8 - bits.to(torch.int64))).to(torch.uint8)
+    return images & mask[:, None, None, None]
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """ITU-R 601-2 luma in every channel, Pillow's rounding."""
+    if images.shape[1] == 1:
+        return images.clone()
+    return _luma(images).to(torch.uint8).expand(-1, images.shape[1], -1, -1).contiguous()
+
+
+def _luma(images: Tensor) -> Tensor:
+    """int32 [N, 1, H, W]."""
+    if images.shape[1] == 1:
+        return images.to(torch.int32)
+    r, g, b = images.to(torch.int32).split(1, dim=1)
+    return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
+
+
+def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """degenerate + factor * (images - degenerate), clipped to 0..255 and cut to an integer."""
+    base = degenerate.float()
+    return ((images - base).mul_(factor.float()[:, None, None, None]) + base).clamp_(0, 255).to(torch.uint8)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Factor 0 is black, 1 the image."""
+    return (images.float() * factor.float()[:, None, None, None]).clamp_(0, 255).to(torch.uint8)
+
+
+def color(images: Tensor, factor: Tensor) -> Tensor:
+    """Saturation: factor 0 is gray, 1 the image."""
+    return _blend(_luma(images), images, factor)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Factor 0 is the mean gray of the image, 1 the image."""
+    mean = torch.floor(_luma(images).double().mean((1, 2, 3), keepdim=True) + 0.5)
+    return _blend(mean, images, factor)
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Factor 0 is smoothed by (1 1 1; 1 5 1; 1 1 1) / 13 inside a border of one pixel, 1 the image, 2 sharpened."""
+    smooth = images.to(torch.int16)
+    if min(images.shape[2:]) > 2:
+        rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
+        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * smooth[:, :, 1:-1, 1:-1]
+        smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26
+    return _blend(smooth, images, factor)
+
+
+def _apply_lut(images: Tensor, lut: Tensor) -> Tensor:
+    """Each channel of each sample through its own table: lut [N, C, 256]."""
+    flat = images.reshape(*images.shape[:2], -1)
+    return lut.to(torch.uint8).gather(2, flat.long()).view(images.shape)
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Stretches each channel to 0..255; a constant channel stays."""
+    flat = images.reshape(*images.shape[:2], -1)
+    low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
+    scale = 255.0 / (high - low).clamp(min=1)
+    values = torch.arange(256, device=images.device, dtype=torch.float64)
+    stretched = (values * scale - low * scale).clamp_(0, 255).floor_()
+    return _apply_lut(images, torch.where(high > low, stretched, values))
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Equalises each channel's histogram; a channel with fewer than two values stays."""
+    n, c = images.shape[:2]
+    flat = images.reshape(n * c, -1).long()
+    histogram = torch.zeros(n * c, 256, dtype=torch.int64, device=images.device)
+    histogram.scatter_add_(1, flat, torch.ones_like(flat))
+    last = histogram.gather(1, flat.amax(1, keepdim=True))
+    step = (flat.shape[1] - last) // 255
+    below = histogram.cumsum(1) - histogram
+    safe = step.clamp(min=1)
+    lut = ((safe // 2 + below) // safe).clamp_(max=255)
+    lut = torch.where(step > 0, lut, torch.arange(256, device=images.device))
+    return _apply_lut(images, lut.view(n, c, 256))
+
+
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue by ``shift`` (-0.5 to 0.5 of the circle) in HSV; gray images stay."""
+    if images.shape[1] == 1:
+        return images.clone()
+    rgb = images.float() / 255
+    value, low = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
+    chroma = value - low
+    r, g, b = rgb.split(1, dim=1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    turn = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    turn = turn + 6 * shift.float()[:, None, None, None]
+    # Channel n of HSV -> RGB is value - chroma * max(0, min(k, 4 - k, 1)), k = (n + hue) mod 6, n = 5, 3, 1.
+    k = torch.remainder(torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None] + turn, 6)
+    out = value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+    return (out * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Separable Gaussian of odd ``kernel_size`` pixels and ``sigma`` [N] pixels, mirrored at the border."""
+    half = kernel_size // 2
+    offsets = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets[None] / sigma.float()[:, None]) ** 2)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    out = F.pad(images.float(), (half, half, half, half), mode="reflect")
+    for dim in (2, 3):
+        length = out.shape[dim] - 2 * half
+        out = sum(kernel[:, k, None, None, None] * out.narrow(dim, k, length) for k in range(kernel_size))  # type: ignore[assignment]
+    return out.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
+    """[N, size, source] triangle filter of an antialiased bilinear resize of source[start : start + length]."""
+    start, length = start.float()[:, None, None], length.float()[:, None, None]
+    scale = length / size
+    centre = (torch.arange(size, device=start.device) + 0.5)[None, :, None] * scale
+    position = (torch.arange(source, device=start.device) + 0.5)[None, None, :] - start
+    weights = (1 - (position - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights = weights * ((position > 0) & (position < length))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
+    """Cuts a box of [N] whole pixels and resizes it to ``size`` x ``size``, bilinear with antialiasing."""
+    rows = _resize_weights(top, height, images.shape[2], size)[:, None]
+    columns = _resize_weights(left, width, images.shape[3], size)[:, None]
+    out = rows @ images.float() @ columns.transpose(2, 3)
+    return out.round_().clamp_(0, 255).to(torch.uint8)

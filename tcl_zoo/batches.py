@@ -1,0 +1,136 @@
+"""Batches of augmented views as a pure function of (seed, epoch, step).
+
+The order of the images and every augmentation parameter are drawn on the CPU from generators keyed by seed, epoch
+and position. A run that stops and goes on, or that is spread over more processes, therefore sees the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .augment import Augment
+from .datasets import DATASETS, FolderSplit, Split, loader
+
+# Views augmented at a time where the images sit in memory: large enough to group samples by operation. Part of what
+# a seed means: changing it changes every run.
+_CHUNK_VIEWS = 8192
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator of its own for every key."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Normalise:
+    """uint8 [N, C, H, W] to normalised float32 in channels_last (SPEC section 4).
+
+    Args:
+        dataset: name of a known data set.
+        device: where the images are.
+    """
+
+    def __init__(self, dataset: str, device: torch.device | str = "cpu") -> None:
+        info = DATASETS[dataset]
+        mean, std = (torch.tensor(v, device=device)[None, :, None, None] for v in (info.mean, info.std))
+        self.scale, self.offset = 1 / (255 * std), -mean / std
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The normalised images."""
+        return torch.addcmul(self.offset, images.to(memory_format=torch.channels_last).float(), self.scale)
+
+
+class Batches:
+    """Shuffled batches of V views for training; the last partial batch of an epoch is dropped.
+
+    Args:
+        split: images in memory (moved to ``device`` once) or a folder that is streamed.
+        dataset: name of the data set, for the normalisation.
+        augmentation: a policy of :class:`Augment`.
+        crop_padding: zero padding of the random crop in pixels.
+        views: views per image.
+        batch_images: images per step over all processes; a multiple of ``world``.
+        seed: what everything drawn depends on.
+        device: where the views are made.
+        rank, world: this process and the number of processes; each gets its slice of every batch.
+        workers: DataLoader workers of a streamed folder.
+
+    Raises:
+        ValueError: fewer images than a batch, or a batch that does not divide by the processes.
+    """
+
+    def __init__(
+        self,
+        split: Split | FolderSplit,
+        dataset: str,
+        augmentation: str,
+        crop_padding: int,
+        views: int,
+        batch_images: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if len(split) < batch_images:
+            raise ValueError(f"{len(split)} images do not fill one batch of {batch_images}")
+        if batch_images % world:
+            raise ValueError(f"a batch of {batch_images} images does not divide over {world} processes")
+        self.split, self.views, self.batch_images, self.seed = split, views, batch_images, seed
+        self.device, self.workers = torch.device(device), workers
+        self.steps = len(split) // batch_images
+        share = batch_images // world
+        self._own = slice(rank * share, (rank + 1) * share)
+        streamed = isinstance(split, FolderSplit)
+        size = split.size if isinstance(split, FolderSplit) else split.images.shape[-1]
+        self.augment = Augment(augmentation, size, padding=crop_padding, cropped=streamed)
+        self.normalise = Normalise(dataset, self.device)
+        if isinstance(split, Split):
+            self._images = split.images.to(self.device)
+            self._labels = split.labels.to(self.device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Steps ``start`` and on of an epoch: (views float32 [V * b, C, H, W] view-major, labels int64 [b])."""
+        order = torch.randperm(len(self.split), generator=generator(self.seed, epoch, "order"))
+        order = order[: self.steps * self.batch_images].view(self.steps, self.batch_images)
+        make = self._streamed if isinstance(self.split, FolderSplit) else self._in_memory
+        for views, labels in make(order, epoch, start):
+            yield self.normalise(views), labels
+
+    def _parameters(self, epoch: int, chunk: int, images: int, side: int) -> dict[str, Tensor]:
+        """Augmentation parameters [V, images, ...] of a chunk over all processes."""
+        drawn = self.augment.sample(self.views * images, generator(self.seed, epoch, "augment", chunk), side)
+        return {key: value.view(self.views, images, *value.shape[1:]) for key, value in drawn.items()}
+
+    def _in_memory(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        per_chunk = max(1, _CHUNK_VIEWS // (self.views * self.batch_images))
+        for chunk in range(start // per_chunk, -(-self.steps // per_chunk)):
+            first = chunk * per_chunk
+            steps = order[first : first + per_chunk]
+            k, batch = steps.shape
+            params = self._parameters(epoch, chunk, k * batch, self._images.shape[-1])
+            own = {
+                key: value.view(self.views, k, batch, *value.shape[2:])[:, :, self._own].flatten(0, 2)
+                for key, value in params.items()
+            }
+            index = steps[:, self._own].to(self.device)
+            images = self._images[index.flatten()].repeat(self.views, 1, 1, 1)
+            made = self.augment.apply(images, own).unflatten(0, (self.views, *index.shape))
+            for step in range(max(0, start - first), k):
+                yield made[:, step].flatten(0, 1), self._labels[index[step]]
+
+    def _streamed(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert isinstance(self.split, FolderSplit)
+        data = self.split.view(self.views, self.seed)
+        data.set_epoch(epoch)
+        own = order[start:, self._own]
+        for step, (images, labels, _) in enumerate(loader(data, own.tolist(), self.workers), start):
+            params = self._parameters(epoch, step, self.batch_images, self.split.size)
+            mine = {key: value[:, self._own].flatten(0, 1) for key, value in params.items()}
+            views = images.to(self.device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+            yield self.augment.apply(views, mine), labels.to(self.device, non_blocking=True)

@@ -1,0 +1,398 @@
+"""Images and labels by data set name: small sets in memory, ImageNet-100 streamed from folders.
+
+Whatever is missing or damaged is a one-line ``DataError`` that says where and what to do next.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import DataError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+_TORCHVISION = {  # torchvision's class, and its folder below the root
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+    "fmnist": ("FashionMNIST", "FashionMNIST/raw"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Facts: ``size`` in pixels a side; ``mean``, ``std`` per channel of images scaled to 0..1."""
+
+    name: str
+    title: str
+    num_classes: int
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+    hub_id: str  # on the Hugging Face Hub; empty if there is none
+
+
+# Means and standard deviations: SPEC section 4; those of digits are of its training split.
+# fmt: off
+_CITE = "no formal licence; cite Krizhevsky (2009)"
+DATASETS: dict[str, DatasetInfo] = {info.name: info for info in (
+    DatasetInfo("digits", "Digits", 10, 1, 8, (.3054,), (.3760,),
+                "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)", ""),
+    DatasetInfo("cifar10", "CIFAR-10", 10, 3, 32, (.4914, .4822, .4465), (.2023, .1994, .2010),
+                _CITE, "uoft-cs/cifar10"),
+    DatasetInfo("cifar100", "CIFAR-100", 100, 3, 32, (.5071, .4867, .4408), (.2675, .2565, .2761),
+                _CITE, "uoft-cs/cifar100"),
+    DatasetInfo("fmnist", "Fashion-MNIST", 10, 1, 28, (.5,), (.5,),
+                "MIT (Zalando SE)", "zalando-datasets/fashion_mnist"),
+    DatasetInfo("imagenet100", "ImageNet-100", 100, 3, 224, (.485, .456, .406), (.229, .224, .225),
+                "ImageNet terms: non-commercial research and education", "clane9/imagenet-100"),
+)}
+# fmt: on
+
+
+@functools.cache
+def class_names(name: str) -> tuple[str, ...]:
+    """Class names of a known data set in label order; WordNet ids for ImageNet-100."""
+    here = Path(__file__).parent
+    if name == "imagenet100":
+        return tuple((here / "imagenet100_classes.txt").read_text("utf-8").split())
+    return tuple(json.loads((here / "classes.json").read_text("utf-8"))[name])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in memory: ``images`` uint8 [N, C, H, W], ``labels`` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Sha256 of the images' bytes in [N, H, W, C] order, then of the labels as '<i8'."""
+        digest = hashlib.sha256(self.images.cpu().permute(0, 2, 3, 1).numpy().tobytes())
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class FolderSplit(Dataset[tuple[Tensor, int, int]]):
+    """Streams ``folder/<class>/*.png``: item i is (views uint8 [V, C, S, S], label, i).
+
+    As made, it gives the evaluation view: shorter side to S * 256 / 224, centre crop S (SPEC §4).
+    What is drawn for an image depends on (seed, epoch, i) alone, so neither the number of workers
+    nor the order nor a resumed run changes it. Images are ordered by label, then by file name.
+
+    Args:
+        folder: holds one folder per class.
+        folders: the class folders in label order; default: all of them, sorted.
+        classes: class names in label order; default: the folder names.
+        size, channels: S in pixels; 3 (decoded to RGB) or 1 (to grey).
+
+    Raises:
+        DataError: no class folders, or one without images; an item: a file that does not decode.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        folders: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        size: int = 224,
+        channels: int = 3,
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self.folder, self.size, self.channels = Path(folder), size, channels
+        self.views, self.seed, self.epoch = 1, 0, 0
+        self.transform: Any = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        if not (folders := folders or _subfolders(self.folder)):
+            raise DataError(f"{self.folder} has no class folders: it needs <class>/*.png")
+        self.classes = tuple(classes or folders)
+        found = [_image_files(self.folder / name) for name in folders]
+        self.files = [f"{name}/{f}" for name, fs in zip(folders, found, strict=True) for f in fs]
+        self.labels = torch.arange(len(found)).repeat_interleave(torch.tensor([*map(len, found)]))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def view(
+        self,
+        views: int = 2,
+        seed: int = 0,
+        scale: tuple[float, float] = (0.2, 1.0),
+        transform: Any = None,
+    ) -> FolderSplit:
+        """The same images for training: V random resized crops, aspect ratio 3/4..4/3, no flip.
+
+        ``transform`` (PIL to PIL, drawing from torch's generator) may replace the crop.
+        """
+        from torchvision.transforms import v2
+
+        split = copy.copy(self)
+        split.transform = transform or v2.RandomResizedCrop(self.size, scale, (3 / 4, 4 / 3))
+        split.views, split.seed = views, seed
+        return split
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; call it before iterating, as workers copy the data set when they start."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        image = self.image(index)
+        key = hashlib.sha256(f"{self.seed}/{self.epoch}/{index}".encode()).digest()[:8]
+        with torch.random.fork_rng(devices=[], device_type="cpu"):
+            # not torch.manual_seed: it would reseed the GPUs, which nothing here restores
+            torch.default_generator.manual_seed(int.from_bytes(key, "little") >> 1)
+            views = [pil_to_tensor(self.transform(image)) for _ in range(self.views)]
+        return torch.stack(views), int(self.labels[index]), index
+
+    def image(self, index: int) -> Any:
+        """The decoded PIL image, RGB or grey."""
+        from PIL import Image
+
+        path = self.folder / self.files[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB" if self.channels == 3 else "L")
+        except Exception as error:  # a damaged file raises whatever its first bad byte meets
+            raise DataError(f"{path} does not decode: {_why(error)}; replace it") from error
+
+    def decoded(self) -> Split:
+        """All images in memory; a ``DataError`` names one that is not S x S pixels."""
+        side, images = self.size, np.empty((len(self), self.size, self.size, self.channels), "u1")
+        for index, file in enumerate(self.files):
+            image = self.image(index)
+            if image.size != (side, side):
+                found = f"{image.width} x {image.height} pixels, not {side} x {side}"
+                raise DataError(f"{self.folder / file} has {found}; resize it")
+            images[index] = np.asarray(image).reshape(side, side, -1)
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        return Split(pixels, self.labels, self.classes)
+
+    def fingerprint(self) -> str:
+        """Sha256 over the files sorted by relative path: path, NUL byte, sha256 of the content."""
+        digest = hashlib.sha256()
+        for file in sorted(self.files):
+            content = hashlib.sha256((self.folder / file).read_bytes())
+            digest.update(file.encode() + b"\0" + content.digest())
+        return digest.hexdigest()
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:  # a worker's error arrives with its whole traceback as text
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+
+
+def loader(dataset: Dataset[Any], batches: Iterable[Any], workers: int = 0) -> DataLoader[Any]:
+    """A DataLoader over given batches of indices; takes nothing from the global generator."""
+    return _Loader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:
+    """(train, held): ``n`` images held out to choose hyperparameters on, stratified by class.
+
+    Both keep the order of ``split``. Raises DataError if ``n`` images cannot be stratified.
+    """
+    from sklearn.model_selection import train_test_split
+
+    indices, labels = np.arange(len(split)), split.labels.cpu().numpy()
+    try:
+        parts = train_test_split(indices, test_size=n, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(f"cannot hold out {n} of {len(split)} images: {_why(error)}") from error
+    train, held = (torch.from_numpy(np.sort(part)).to(split.labels.device) for part in parts)
+    return (
+        Split(split.images[train], split.labels[train], split.classes),
+        Split(split.images[held], split.labels[held], split.classes),
+    )
+
+
+def load(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    download: bool = False,
+) -> Split | FolderSplit:
+    """Find and read one split of a data set.
+
+    Looked for, in this order: ``NAME.npz`` (uint8 ``x_train y_train x_test y_test``, [N, H, W, C]
+    or [N, H, W]); torchvision's own layout; class folders ``NAME/train/<class>/*`` or
+    ``train/<class>/*`` (``test`` or ``val`` for test), named after the classes or their numbers.
+    ImageNet-100 is always a streamed folder, and may be among the 1000 classes of ImageNet.
+
+    Args:
+        name: a key of ``DATASETS``. ``digits`` needs no root: scikit-learn's, 0..16 scaled to
+            0..255, split by ``train_test_split(test_size=360, stratify=labels, random_state=0)``.
+        root: the data folder.
+        split: ``train`` or ``test``.
+        download: let torchvision fetch CIFAR or Fashion-MNIST if missing or damaged.
+
+    Raises:
+        DataError: an unknown name or split; data that is missing, damaged or of another shape.
+    """
+    if name not in DATASETS:
+        near = "".join(f"did you mean {n}? " for n in difflib.get_close_matches(name, DATASETS, 1))
+        raise DataError(f"unknown data set {name!r}: {near}Known: {', '.join(DATASETS)}")
+    if split not in ("train", "test"):
+        raise DataError(f"unknown split {split!r}: use 'train' or 'test'")
+    info, layout = DATASETS[name], _TORCHVISION.get(name, ("", ""))[1]
+    if name == "digits":
+        return _digits(info, split)
+    if root is None:
+        raise DataError(f"{name} needs a data folder: pass --data-dir DIR (in Python: root=DIR)")
+    root = Path(root).expanduser()
+    if layout and (archive := root / f"{name}.npz").is_file():
+        return _npz(info, archive, split)
+    if layout and (root / layout).is_dir():
+        return _torchvision(info, root, split, download)
+    parts = ("train",) if split == "train" else ("test", "val")
+    for folder in (base / part for base in (root / name, root) for part in parts):
+        if _subfolders(folder):
+            order = _label_folders(info, folder)
+            found = FolderSplit(folder, order, class_names(name), info.size, info.channels)
+            return found.decoded() if layout else found
+    if layout and download:
+        return _torchvision(info, root, split, download)
+    looked = f"{name}.npz, {layout}/, " if layout else ""
+    get = "--download, or another" if layout else "the folder of ILSVRC2012 from image-net.org as"
+    raise DataError(
+        f"{name} not found under {root}{'' if root.is_dir() else ' (no such folder)'}: looked for "
+        f"{looked}[{name}/]{'|'.join(parts)}/<class>/; pass {get} --data-dir"
+    )
+
+
+def _digits(info: DatasetInfo, split: str) -> Split:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    images, labels = np.rint(raw.images * 255 / 16).astype(np.uint8), raw.target
+    parts = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
+    images, labels = parts[split == "test" :: 2]
+    return _checked(info, images, labels, "scikit-learn's digits")
+
+
+def _npz(info: DatasetInfo, path: Path, split: str) -> Split:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, labels = archive[f"x_{split}"], archive[f"y_{split}"]
+    except Exception as error:  # a damaged archive raises whatever its first bad byte meets
+        wanted = f"cannot read x_{split} and y_{split} of {path}"
+        raise DataError(f"{wanted}: {_why(error)}; replace or delete the file") from error
+    return _checked(info, images, labels, path)
+
+
+def _torchvision(info: DatasetInfo, root: Path, split: str, download: bool) -> Split:
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    class_name, layout = _TORCHVISION[info.name]
+    folder, source = root / layout, getattr(datasets, class_name)
+    if info.name == "fmnist":
+        files = dict(source.resources)
+        if all((folder / file).with_suffix("").is_file() for file in files):
+            files = {}  # torchvision keeps no checksums of the unpacked files
+    else:
+        meta = (source.meta["filename"], source.meta["md5"])
+        files = dict([*source.train_list, *source.test_list, meta])
+    bad = [file for file, md5 in files.items() if not check_integrity(folder / file, md5)]
+    if bad and not download:
+        raise DataError(
+            f"{folder / bad[0]} is missing or damaged (MD5); delete it and pass --download"
+        )
+    try:  # every file of Fashion-MNIST being there, download=True unpacks without a network
+        found = source(root, split == "train", download=download or info.name == "fmnist")
+    except Exception as error:  # whatever the transport or a damaged file raises
+        advice = "check the network" if bad else "delete what is damaged and pass --download"
+        verb = "download" if bad else "read"
+        raise DataError(f"cannot {verb} {folder}: {_why(error)}; {advice}") from error
+    return _checked(info, np.asarray(found.data), np.asarray(found.targets), folder)
+
+
+def _checked(info: DatasetInfo, images: Any, labels: Any, where: object) -> Split:
+    shape = (info.size, info.size, info.channels)
+    if info.channels == 1 and images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        found, wanted = f"{images.dtype} {[*images.shape]}", f"uint8 [N, {str(shape)[1:-1]}]"
+        raise DataError(f"{where}: images are {found}, {info.name} has {wanted}; replace it")
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+        found, wanted = f"{labels.dtype} {[*labels.shape]}", f"integers [{len(images)}]"
+        raise DataError(f"{where}: labels are {found}, expected {wanted}; replace it")
+    values, last = np.unique(labels), info.num_classes - 1
+    if values[0] < 0 or values[-1] > last:
+        problem = f"labels run from {values[0]} to {values[-1]}, expected 0 to {last}"
+        raise DataError(f"{where}: {problem}; replace it")
+    if len(values) <= last and len(labels) >= 10 * info.num_classes:  # not just a small sample
+        problem = f"only {len(values)} of the {info.num_classes} classes of {info.title} occur"
+        raise DataError(f"{where}: {problem}; replace it")
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    return Split(pixels, torch.from_numpy(labels.ravel().astype(np.int64)), class_names(info.name))
+
+
+def _label_folders(info: DatasetInfo, folder: Path) -> Sequence[str]:
+    """The class folders in label order."""
+    found, names = _subfolders(folder), class_names(info.name)
+    if info.name == "imagenet100":
+        missing = [name for name in names if name not in found]
+        if missing:
+            problem = f"lacks {len(missing)} of the 100 classes, {missing[0]} first"
+            raise DataError(f"{folder} {problem}; ImageNet-100 needs one folder per WordNet id")
+        return names
+    by_key = {str(int(f)) if f.isdecimal() else _plain(f): f for f in found}
+    for keys in (list(map(_plain, names)), list(map(str, range(len(names))))):
+        if len(found) == len(keys) and by_key.keys() == set(keys):
+            return [by_key[key] for key in keys]
+    raise DataError(
+        f"{folder} has {len(found)} class folders ({found[0]} .. {found[-1]}), expected the "
+        f"{len(names)} of {info.title}: {names[0]} .. {names[-1]}, or 0 .. {len(names) - 1}"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _subfolders(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+
+
+def _image_files(folder: Path) -> list[str]:
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found = [n for n in names if n.lower().endswith(_SUFFIXES) and n[0] != "."]
+    if not found:
+        raise DataError(f"class folder {folder} has no images ({' '.join(_SUFFIXES)}); fill it")
+    return found
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

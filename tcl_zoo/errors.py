@@ -1,0 +1,23 @@
+"""The errors a user of tcl_zoo can meet: one small family, each message one line that says what to do next."""
+
+from __future__ import annotations
+
+
+class TclZooError(Exception):
+    """Base of every error that tcl_zoo raises on purpose. The commands print it and exit with code 2."""
+
+
+class RecipeError(TclZooError, ValueError):
+    """An unknown recipe name, an unknown field, or a value of the wrong type or out of range."""
+
+
+class DataError(TclZooError, ValueError):
+    """A data set that is missing, damaged or of the wrong shape."""
+
+
+class WeightsError(TclZooError, RuntimeError):
+    """Released weights that are missing, damaged, foreign, or not the ones the index names."""
+
+
+class TrainingError(TclZooError, RuntimeError):
+    """A training run that cannot start, go on or be resumed."""

@@ -1,0 +1,86 @@
+"""From a trained run to its classifier: the step between training and release.
+
+Reads ``encoder.safetensors`` of a run folder; leaves ``classifier.safetensors`` and ``results.json`` in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .batches import Normalise
+from .datasets import load
+from .errors import TrainingError
+from .probe import ProbeResult, knn_probe, linear_probe, predict
+from .recipes import DATA, Recipe, from_dict
+from .runs import read_recipe_file, write_atomically, write_json
+
+
+def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
+    """The recipe and the trained encoder (with its classifier, where the run folder has one) of a finished run.
+
+    Raises:
+        TrainingError: not a run folder, or not finished.
+    """
+    folder = Path(run_dir)
+    recipe = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
+    if not (folder / "encoder.safetensors").is_file():
+        raise TrainingError(f"{folder} is not finished: run scripts/train.py {recipe.name} again to go on")
+    state = load_file(folder / "encoder.safetensors")
+    num_classes = 0
+    if (folder / "classifier.safetensors").is_file():
+        classifier = load_file(folder / "classifier.safetensors")
+        state |= {f"fc.{key}": value for key, value in classifier.items()}
+        num_classes = len(classifier["bias"])
+    model = timm.create_model(
+        recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans
+    )
+    model.load_state_dict(state)
+    return recipe, model.eval()
+
+
+def evaluate_run(
+    run_dir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None,
+    *,
+    protocol: str = "cached",
+    device: torch.device | str | None = None,
+) -> dict[str, Any]:
+    """Fits the linear classifier of a contrastive run (``ce`` has its own) and measures top-1 on the test split.
+
+    Args:
+        run_dir: a finished run.
+        data_dir: where the data set is.
+        protocol: ``cached`` or ``thesis``; see :func:`tcl_zoo.probe.linear_probe`.
+        device: where to compute; a GPU where there is one.
+
+    Returns:
+        What ``results.json`` holds: top1 and knn in percent, n, protocol.
+    """
+    folder = Path(run_dir)
+    recipe, model = load_run(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    train, test = (load(recipe.dataset, data_dir, split) for split in ("train", "test"))
+    normalise = Normalise(recipe.dataset, device)
+    if recipe.contrastive:
+        result: ProbeResult = linear_probe(
+            model, train, test, protocol=protocol, normalise=normalise, recipe=recipe, device=device
+        )
+        assert result.classifier is not None
+        state = {key: value.detach().cpu().contiguous() for key, value in result.classifier.state_dict().items()}
+        write_atomically(folder / "classifier.safetensors", lambda part: save_file(state, part))
+        top1, n, how = result.top1, result.n, f"linear probe, {protocol}"
+    else:
+        hits = predict(model, test, normalise, device).argmax(1) == test.labels.cpu()
+        top1, n, how = 100 * float(hits.double().mean()), len(hits), "trained classifier"
+    knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, normalise=normalise, device=device)}
+    results = {"top1": top1, "n": n, "protocol": how, "knn": knn}
+    write_json(folder / "results.json", results)
+    return results

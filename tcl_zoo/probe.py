@@ -1,0 +1,308 @@
+"""Linear and kNN evaluation of any timm model on frozen features.
+
+The encoder is in eval() mode throughout: in train() mode its batch norm would go on learning from the probe's
+images, and the figure would no longer be that of the weights on disk (SPEC section 3).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .batches import Batches
+from .datasets import FolderSplit, Split, loader
+from .recipes import Recipe
+
+PROTOCOLS = ("cached", "thesis")
+_STEPS_PER_FORWARD = 16  # of the thesis protocol: the encoder is frozen, so it may see several steps' images at once
+
+Normaliser = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe measured.
+
+    Attributes:
+        top1: percent of the test images.
+        n: number of test images.
+        protocol: ``cached``, ``thesis`` or ``knn<k>``.
+        predictions: [n] int64 predicted classes, on the CPU.
+        classifier: the fitted linear layer on raw pooled features; None for kNN.
+        seconds: wall time, features included.
+    """
+
+    top1: float
+    n: int
+    protocol: str
+    predictions: Tensor
+    classifier: nn.Linear | None
+    seconds: float
+
+
+def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normaliser:
+    """uint8 [N, C, H, W] to what the model expects by its ``pretrained_cfg``: mean, std, channels and size.
+
+    Gray images are repeated for a colour model, colour ones turned to luma for a gray one; other sizes are resized
+    (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on.
+    """
+    cfg = model.pretrained_cfg
+    channels, side = cfg["input_size"][0], cfg["input_size"][-1]
+    mean, std = (torch.tensor(cfg[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std"))
+
+    def normalise(images: Tensor) -> Tensor:
+        images = images.float() / 255
+        if channels == 3 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        elif channels == 1 and images.shape[1] == 3:
+            images = (images * torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]).sum(1, True)
+        if side >= 64 and images.shape[-1] != side:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    return normalise
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """eval() and no gradients; the mode is put back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def extract(
+    forward: Callable[[Tensor], Tensor],
+    split: Split | FolderSplit,
+    normalise: Normaliser,
+    device: torch.device | str,
+    batch_size: int = 500,
+    workers: int = 2,
+    desc: str = "features",
+) -> Tensor:
+    """``forward`` of every image in the split's order, float32 [N, ...] on ``device``."""
+    outputs = []
+    bar = tqdm(total=len(split), desc=desc, unit="image", leave=False, dynamic_ncols=True, delay=2)
+    with bar:
+        for start in range(0, len(split), batch_size) if isinstance(split, Split) else [0]:
+            if isinstance(split, Split):
+                parts: Iterator[Tensor] = iter([split.images[start : start + batch_size]])
+            else:
+                indices = [list(range(i, min(i + batch_size, len(split)))) for i in range(0, len(split), batch_size)]
+                parts = (views[:, 0] for views, _, _ in loader(split, indices, workers))
+            for images in parts:
+                outputs.append(forward(normalise(images.to(device, non_blocking=True))).float())
+                bar.update(len(images))
+    return torch.cat(outputs)
+
+
+def _pooled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """timm's pooled features [N, d]: what stands before the classifier."""
+    return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def features(
+    model: nn.Module,
+    split: Split | FolderSplit,
+    normalise: Normaliser | None = None,
+    device: torch.device | str | None = None,
+    desc: str = "features",
+) -> Tensor:
+    """Unnormalised pooled features [N, d], float32, of an unaugmented split.
+
+    Args:
+        model: any timm model, with or without a classifier.
+        split: the images.
+        normalise: how to prepare them; by the model's ``pretrained_cfg`` where not given.
+        device: where to compute; the model's own where not given.
+        desc: what the progress bar says.
+    """
+    device = device or next(model.parameters()).device
+    with _frozen(model):
+        return extract(_pooled(model), split, normalise or normaliser(model, device), device, desc=desc)
+
+
+def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0, max_iter: int = 500) -> nn.Linear:
+    """Multinomial logistic regression by full-batch L-BFGS, on standardised features.
+
+    The objective is scikit-learn's ``LogisticRegression(C=C)`` on the same standardised features, so that the
+    optimum is its too; the standardisation is folded into the layer, which takes the raw features.
+
+    Args:
+        inputs: [N, d] features.
+        labels: [N] int64 below ``num_classes``.
+        num_classes: outputs.
+        C: inverse strength of the L2 penalty on the weights (the bias is free).
+        max_iter: L-BFGS iterations at most.
+    """
+    mean, std = inputs.mean(0), inputs.std(0, correction=0)
+    std = torch.where(std > 1e-6 * inputs.abs().max(), std, torch.ones_like(std))
+    scaled = (inputs - mean) / std
+    weight = torch.zeros(num_classes, inputs.shape[1], device=inputs.device, dtype=inputs.dtype, requires_grad=True)
+    bias = torch.zeros(num_classes, device=inputs.device, dtype=inputs.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=max_iter, tolerance_grad=1e-6, tolerance_change=1e-9, history_size=20,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(scaled, weight, bias), labels)
+        loss = loss + weight.square().sum() / (2 * C * len(labels))
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    linear = nn.Linear(inputs.shape[1], num_classes, device=inputs.device, dtype=inputs.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight / std)
+        linear.bias.copy_(bias - linear.weight @ mean)
+    return linear.requires_grad_(False)
+
+
+def _fit_thesis(
+    model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str
+) -> nn.Linear:
+    """SPEC section 3: SGD on augmented views of the frozen encoder, 50 epochs, cosine from lr 0.5."""
+    batches = Batches(
+        train, recipe.dataset, recipe.augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device
+    )
+    pooled = _pooled(model)
+    linear = nn.Linear(model.num_features, len(train.classes), device=device)
+    optimizer = torch.optim.SGD(
+        linear.parameters(), recipe.probe_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    low = recipe.probe_lr * recipe.lr_min_factor
+    bar = tqdm(total=recipe.probe_epochs * batches.steps, desc="linear probe", unit="step", dynamic_ncols=True)
+    with bar:
+        for epoch in range(recipe.probe_epochs):
+            cosine = 0.5 * (1 + math.cos(math.pi * epoch / recipe.probe_epochs))
+            optimizer.param_groups[0]["lr"] = low + (recipe.probe_lr - low) * cosine
+            steps = batches.epoch(epoch)
+            while group := list(itertools.islice(steps, _STEPS_PER_FORWARD)):
+                with torch.no_grad():
+                    inputs = pooled(torch.cat([views for views, _ in group])).float()
+                for part, (_, labels) in zip(inputs.chunk(len(group)), group, strict=True):
+                    with torch.enable_grad():
+                        loss = F.cross_entropy(linear(part), labels)
+                        loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                bar.update(len(group))
+    return linear.requires_grad_(False)
+
+
+def linear_probe(
+    model: nn.Module,
+    train: Split | FolderSplit,
+    test: Split | FolderSplit,
+    *,
+    protocol: str = "cached",
+    normalise: Normaliser | None = None,
+    C: float = 1.0,
+    recipe: Recipe | None = None,
+    device: torch.device | str | None = None,
+) -> ProbeResult:
+    """Top-1 of a linear classifier on frozen features.
+
+    Args:
+        model: any timm model; its own classifier is not used.
+        train: images to fit on.
+        test: images to measure on.
+        protocol: ``cached``: features once, then a full-batch fit; ``thesis``: 50 epochs of SGD on augmented views.
+        normalise: how to prepare images; by the model's ``pretrained_cfg`` where not given.
+        C: inverse regularisation of the cached fit.
+        recipe: augmentation and schedule of the thesis protocol, which needs it.
+        device: where to compute; the model's own where not given.
+
+    Raises:
+        ValueError: unknown protocol, or ``thesis`` without a recipe.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    started = time.monotonic()
+    device = device or next(model.parameters()).device
+    if protocol == "cached":
+        inputs = features(model, train, normalise, device, "train features")
+        classifier = fit_linear(inputs, train.labels.to(device), len(train.classes), C)
+    else:
+        if recipe is None:
+            raise ValueError("the thesis protocol needs the recipe whose augmentation and schedule it follows")
+        with _frozen(model):
+            classifier = _fit_thesis(model, train, recipe, device)
+    predictions = classifier(features(model, test, normalise, device, "test features")).argmax(1).cpu()
+    return _result(predictions, test, protocol, classifier, started)
+
+
+def knn_probe(
+    model: nn.Module,
+    train: Split | FolderSplit,
+    test: Split | FolderSplit,
+    *,
+    k: int | Sequence[int] = (20, 200),
+    temperature: float = 0.07,
+    normalise: Normaliser | None = None,
+    device: torch.device | str | None = None,
+) -> list[ProbeResult]:
+    """Top-1 of the weighted k nearest neighbours by cosine similarity, each vote ``exp(similarity / temperature)``.
+
+    Args:
+        model: any timm model.
+        train: the neighbours.
+        test: images to measure on.
+        k: one or several numbers of neighbours; more than there are means all.
+        temperature: of the votes (Wu et al. 2018 use 0.07).
+        normalise: how to prepare images; by the model's ``pretrained_cfg`` where not given.
+        device: where to compute; the model's own where not given.
+
+    Returns:
+        A result per k.
+    """
+    started = time.monotonic()
+    device = device or next(model.parameters()).device
+    ks = [k] if isinstance(k, int) else list(k)
+    bank = F.normalize(features(model, train, normalise, device, "train features"), dim=1)
+    queries = F.normalize(features(model, test, normalise, device, "test features"), dim=1)
+    labels = train.labels.to(device)
+    predictions: dict[int, list[Tensor]] = {number: [] for number in ks}
+    for part in queries.split(1000):
+        similarity, index = (part @ bank.T).topk(min(max(ks), len(bank)), dim=1)
+        votes = torch.exp((similarity - similarity[:, :1]) / temperature)
+        for number in ks:
+            counts = torch.zeros(len(part), len(train.classes), device=device)
+            counts.scatter_add_(1, labels[index[:, :number]], votes[:, :number])
+            predictions[number].append(counts.argmax(1).cpu())
+    return [_result(torch.cat(predictions[number]), test, f"knn{number}", None, started) for number in ks]
+
+
+def _result(
+    predictions: Tensor, test: Split | FolderSplit, protocol: str, classifier: nn.Linear | None, started: float
+) -> ProbeResult:
+    top1 = 100 * float((predictions == test.labels.cpu()).double().mean())
+    return ProbeResult(top1, len(predictions), protocol, predictions, classifier, time.monotonic() - started)
+
+
+def predict(
+    model: nn.Module,
+    split: Split | FolderSplit,
+    normalise: Normaliser | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Logits [N, classes] of the model's own classifier, on the CPU."""
+    device = device or next(model.parameters()).device
+    with _frozen(model):
+        return extract(model, split, normalise or normaliser(model, device), device, desc="test images").cpu()

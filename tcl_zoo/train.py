@@ -1,0 +1,371 @@
+"""One recipe in, one run folder out, on accelerate.
+
+The step is in :meth:`Trainer.step`. Everything random is a function of (seed, epoch, step), so a run that stops
+anywhere and goes on ends with the same weights, to the bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .batches import Batches
+from .datasets import FolderSplit, Split, load
+from .errors import TrainingError
+from .objectives import create_objective
+from .recipes import Recipe
+from .runs import Run, write_atomically
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# Steps between two looks at the losses: a look waits for the device.
+_LOOK_EVERY = 20
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of :func:`train` did.
+
+    Attributes:
+        finished: False where a time limit or a signal stopped it; the same call goes on.
+        epoch: epochs completed.
+        run_dir: the run folder, with ``encoder.safetensors`` once finished.
+        loss: mean loss of the last epoch.
+        seconds: training time of the whole run so far, over all calls.
+    """
+
+    finished: bool
+    epoch: int
+    run_dir: Path
+    loss: float
+    seconds: float
+
+
+class Network(nn.Module):
+    """Encoder and objective as one module, so that distributed wrappers see one forward: views to loss."""
+
+    def __init__(self, encoder: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.objective = encoder, objective
+
+    def forward(self, views: Tensor, labels: Tensor) -> Tensor:
+        """[V * B, C, H, W] and [B] to a scalar."""
+        return self.objective(self.encoder(views), labels)
+
+
+class Trainer:
+    """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step``)."""
+
+    def __init__(
+        self, recipe: Recipe, split: Split | FolderSplit, accelerator: Accelerator, workers: int, accumulation: int
+    ) -> None:
+        self.recipe, self.accelerator, self.accumulation = recipe, accelerator, accumulation
+        set_seed(recipe.seed)
+        in_chans = split.channels if isinstance(split, FolderSplit) else split.images.shape[1]
+        encoder = timm.create_model(recipe.architecture, num_classes=0, in_chans=in_chans)
+        objective = create_objective(recipe, encoder.num_features, len(split.classes))
+        network = Network(encoder, objective).to(memory_format=torch.channels_last)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        optimizer = torch.optim.SGD(
+            network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        try:
+            self.batches = Batches(
+                split, recipe.dataset, recipe.augmentation, recipe.crop_padding, recipe.views, recipe.batch_images,
+                recipe.seed, accelerator.device, accelerator.process_index, accelerator.num_processes, workers,
+            )  # fmt: skip
+        except ValueError as error:
+            raise TrainingError(f"{error}; choose another batch with --set batch_views=N") from None
+        self.epoch = self.step_done = 0
+        self.seconds = 0.0
+        # Losses of the epoch's steps, on the device until somebody looks.
+        self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
+
+    def step(self, views: Tensor, labels: Tensor) -> Tensor:
+        """One step: forward, backward, update. Returns the detached loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = views.new_zeros(())
+        for part_views, part_labels in self._parts(views, labels):
+            with self.accelerator.autocast():
+                loss = self.network(part_views, part_labels) / self.accumulation
+            self.accelerator.backward(loss)
+            total = total + loss.detach()
+        self.optimizer.step()
+        return total
+
+    def _parts(self, views: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.accumulation == 1:
+            yield views, labels
+        else:
+            yield from zip(views.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True)
+
+    def check(self, upto: int) -> float:
+        """Mean loss of the steps before ``upto``; waits for the device.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite; names the epoch and the first such step.
+        """
+        losses = self.losses[:upto]
+        mean = float(losses.mean())
+        if not math.isfinite(mean):
+            bad = int((~losses.isfinite()).nonzero()[0])
+            raise TrainingError(
+                f"the loss became {float(losses[bad])} at epoch {self.epoch + 1}, step {bad + 1}; {self._suggestion()}"
+            )
+        return mean
+
+    def _suggestion(self) -> str:
+        recipe = self.recipe
+        advice = f"try a lower learning rate (--set lr={recipe.lr / 2:g})"
+        if self.accelerator.mixed_precision == "fp16":
+            return advice + ", or --precision bf16"
+        return advice + (f" or a higher temperature than {recipe.temperature:g}" if recipe.contrastive else "")
+
+    def save(self, folder: Path) -> None:
+        """Everything to go on bit for bit, through accelerate."""
+        self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process:
+            state = {"epoch": self.epoch, "step": self.step_done, "seconds": self.seconds}
+            state["losses"] = self.losses[: self.step_done].tolist()
+            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """The state that :meth:`save` wrote."""
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.accelerator.load_state(str(folder))
+        self.epoch, self.step_done, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.losses[: self.step_done] = torch.tensor(state["losses"])
+
+
+class _Stop:
+    """Whether to stop now: a signal came, or the time is up. A second Ctrl-C interrupts at once."""
+
+    def __init__(self, time_limit: float | None) -> None:
+        self.reason = ""
+        self._deadline = time.monotonic() + time_limit if time_limit else math.inf
+
+    def __call__(self) -> bool:
+        if not self.reason and time.monotonic() >= self._deadline:
+            self.reason = "time limit"
+        return bool(self.reason)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Listens for SIGINT and SIGTERM where this thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _: Any) -> None:
+            if self.reason:
+                raise KeyboardInterrupt
+            self.reason = signal.Signals(number).name
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def train(
+    recipe: Recipe,
+    data_dir: str | os.PathLike[str] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    *,
+    precision: str = "auto",
+    time_limit: float | None = None,
+    download: bool = False,
+    workers: int = 2,
+    gradient_accumulation_steps: int = 1,
+    log_with: str | None = None,
+    cpu: bool = False,
+    split: Split | FolderSplit | None = None,
+) -> TrainResult:
+    """Trains a recipe, or goes on where its run folder stands.
+
+    Args:
+        recipe: what to train.
+        data_dir: where the data set is; see :func:`tcl_zoo.datasets.load`.
+        run_dir: the run folder; ``runs/<name>`` where not given.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU that has it, else fp32.
+        time_limit: seconds of wall time after which to write a checkpoint and return, measured from the call.
+        download: let torchvision fetch a missing data set.
+        workers: DataLoader workers of a streamed folder; sets in memory need none.
+        gradient_accumulation_steps: parts of a batch that go through the network one after the other; ``ce`` only.
+        log_with: ``tensorboard``, ``wandb`` or another tracker of accelerate's.
+        cpu: stay on the CPU.
+        split: train on these images instead of the data set's training split (to hold some out).
+
+    Raises:
+        TrainingError: the run cannot start or go on; a loss that is NaN or infinite.
+        DataError: the data set is missing or damaged.
+    """
+    started = time.monotonic()
+    if gradient_accumulation_steps > 1 and recipe.contrastive:
+        raise TrainingError(
+            "gradient accumulation changes a contrastive loss: each part would see its own negatives only; "
+            "lower batch_views instead (the loss itself needs memory linear in it)"
+        )
+    if gradient_accumulation_steps < 1 or recipe.batch_images % gradient_accumulation_steps:
+        raise TrainingError(
+            f"{gradient_accumulation_steps} accumulation steps do not divide {recipe.batch_images} images"
+        )
+    run_dir = Path(run_dir or Path("runs") / recipe.name)
+    split = split or load(recipe.dataset, data_dir, "train", download=download)
+    accelerator = _accelerator(precision, cpu, log_with, run_dir)
+    run = Run(run_dir, recipe, {"precision": accelerator.mixed_precision})
+    if accelerator.is_main_process:
+        run.lock()
+        run.clean()
+    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps)
+    _resume(trainer, run)
+    if log_with:
+        accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
+    stop = _Stop(time_limit - (time.monotonic() - started) if time_limit else None)
+    with stop.signals():
+        finished = _epochs(trainer, run, stop)
+    if finished and accelerator.is_main_process:
+        _save_weights(trainer, run)
+    accelerator.end_training()
+    lines = run.metrics()
+    loss = lines[-1]["loss"] if lines else math.nan
+    return TrainResult(finished, trainer.epoch, run_dir, loss, trainer.seconds)
+
+
+def _accelerator(precision: str, cpu: bool, log_with: str | None, run_dir: Path) -> Accelerator:
+    if precision == "auto":
+        gpu = torch.cuda.is_available() and not cpu
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision not in PRECISIONS:
+        raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    try:
+        return Accelerator(
+            mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir)
+        )
+    except (ValueError, ImportError) as error:
+        raise TrainingError(f"accelerate refuses these settings: {error}") from None
+
+
+def _resume(trainer: Trainer, run: Run) -> None:
+    """Loads the newest checkpoint that can be read."""
+    for folder in run.saved():
+        try:
+            trainer.load(folder)
+        except Exception as error:
+            trainer.accelerator.print(f"{folder.name} cannot be read ({type(error).__name__}); trying the one before")
+            continue
+        break
+    if trainer.accelerator.is_main_process:
+        run.rewind_metrics(trainer.epoch)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _epochs(trainer: Trainer, run: Run, stop: _Stop) -> bool:
+    """Runs what is left of the epochs; False where it was stopped. Leaves a checkpoint either way."""
+    recipe, accelerator = trainer.recipe, trainer.accelerator
+    trainer.network.train()
+    bar = tqdm(
+        total=recipe.epochs * trainer.batches.steps,
+        initial=trainer.epoch * trainer.batches.steps + trainer.step_done,
+        desc=recipe.name,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
+    with bar:
+        while trainer.epoch < recipe.epochs:
+            lr = recipe.lr_at(trainer.epoch)
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = lr
+            if not _epoch(trainer, stop, bar, lr):
+                _checkpoint(trainer, run)
+                accelerator.print(f"stopped ({stop.reason}) in epoch {trainer.epoch + 1} of {recipe.epochs}")
+                return False
+            line = {
+                "epoch": trainer.epoch,
+                "loss": trainer.check(trainer.batches.steps),
+                "lr": lr,
+                "seconds": round(trainer.seconds, 3),
+                "views": (trainer.epoch + 1) * trainer.batches.steps * recipe.batch_views,
+            }
+            trainer.epoch, trainer.step_done = trainer.epoch + 1, 0
+            if accelerator.is_main_process:
+                run.append_metrics(line)
+            accelerator.log({"loss": line["loss"], "lr": lr}, step=trainer.epoch)
+            _checkpoint(trainer, run)
+    return True
+
+
+def _epoch(trainer: Trainer, stop: _Stop, bar: tqdm[Any], lr: float) -> bool:
+    """Runs the rest of one epoch; False where it was stopped."""
+    steps, start = trainer.batches.steps, trainer.step_done
+    clock = time.monotonic()
+    first = clock
+    for views, labels in trainer.batches.epoch(trainer.epoch, start):
+        trainer.losses[trainer.step_done] = trainer.step(views, labels)
+        trainer.step_done += 1
+        now = time.monotonic()
+        trainer.seconds, clock = trainer.seconds + now - clock, now
+        bar.update()
+        if trainer.step_done % _LOOK_EVERY == 0 or trainer.step_done == steps:
+            rate = (trainer.step_done - start) * trainer.recipe.batch_views / (now - first)
+            loss = trainer.check(trainer.step_done)
+            bar.set_postfix_str(f"epoch {trainer.epoch + 1} loss {loss:.3f} lr {lr:.3g} {rate:,.0f} views/s", False)
+        if trainer.step_done < steps and _agreed(trainer.accelerator, stop(), trainer.step_done):
+            trainer.check(trainer.step_done)
+            return False
+    return True
+
+
+def _agreed(accelerator: Accelerator, wish: bool, step: int) -> bool:
+    """Whether any process wishes to stop; with several processes asked at every look, so that all stop together."""
+    if accelerator.num_processes == 1:
+        return wish
+    if step % _LOOK_EVERY:
+        return False
+    return bool(accelerator.reduce(torch.tensor([float(wish)], device=accelerator.device)).item())
+
+
+def _checkpoint(trainer: Trainer, run: Run) -> None:
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1:
+        run.save(trainer.epoch, trainer.step_done, trainer.save)
+        return
+    # Every process adds its random state to one folder, then the main process renames it.
+    shared = run.checkpoints / ".part-shared"
+    trainer.save(shared)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.save(trainer.epoch, trainer.step_done, lambda part: os.replace(shared, part))
+    accelerator.wait_for_everyone()
+
+
+def _save_weights(trainer: Trainer, run: Run) -> None:
+    """``encoder.safetensors`` in timm's keys, and the objective's own networks in ``<network>.safetensors``."""
+    network = trainer.accelerator.unwrap_model(trainer.network)
+    modules = {"encoder": network.encoder, **dict(network.objective.named_children())}
+    for name, module in modules.items():
+        state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        if state:
+            write_atomically(run.folder / f"{name}.safetensors", lambda part, state=state: save_file(state, part))
