@@ -325,9 +325,7 @@ def _torchvision(info: DatasetInfo, root: Path, split: str, download: bool) -> S
         files = dict([*source.train_list, *source.test_list, meta])
     bad = [file for file, md5 in files.items() if not check_integrity(folder / file, md5)]
     if bad and not download:
-        raise DataError(
-            f"{folder / bad[0]} is missing or damaged (MD5); delete it and pass --download"
-        )
+        raise DataError(f"{folder / bad[0]} is missing or damaged (MD5); delete it and pass --download")
     try:  # every file of Fashion-MNIST being there, download=True unpacks without a network
         found = source(root, split == "train", download=download or info.name == "fmnist")
     except Exception as error:  # whatever the transport or a damaged file raises

@@ -54,11 +54,11 @@ class Run:
         self.checkpoints = self.folder / "checkpoint"
         self._lock: IO[str] | None = None
         recipe_file = self.folder / "recipe.json"
-        if recipe_file.exists():
-            self._compare(recipe_file, settings)
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another --run-dir")
         try:
+            if recipe_file.exists():
+                self._compare(recipe_file, settings)
+            elif self.folder.exists() and any(self.folder.iterdir()):
+                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another --run-dir")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if not recipe_file.exists():
                 write_json(recipe_file, {"recipe": recipe.to_dict(), "settings": settings})

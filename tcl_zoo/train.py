@@ -6,9 +6,11 @@ anywhere and goes on ends with the same weights, to the bit on a CPU.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import signal
 import threading
 import time
@@ -26,12 +28,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import __version__
 from .batches import Batches
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .objectives import create_objective
 from .recipes import Recipe
-from .runs import Run, write_atomically
+from .runs import Run, write_atomically, write_json
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Steps between two looks at the losses: a look waits for the device.
@@ -233,11 +236,13 @@ def train(
     run_dir = Path(run_dir or Path("runs") / recipe.name)
     split = split or load(recipe.dataset, data_dir, "train", download=download)
     accelerator = _accelerator(precision, cpu, log_with, run_dir)
-    run = Run(run_dir, recipe, {"precision": accelerator.mixed_precision})
-    if accelerator.is_main_process:
-        run.lock()
-        run.clean()
+    # First whatever may be refused, then the folder: a refused call leaves nothing behind.
     trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps)
+    with accelerator.main_process_first():
+        run = Run(run_dir, recipe, {"precision": accelerator.mixed_precision})
+        if accelerator.is_main_process:
+            run.lock()
+            run.clean()
     _resume(trainer, run)
     if log_with:
         accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
@@ -365,7 +370,26 @@ def _save_weights(trainer: Trainer, run: Run) -> None:
     """``encoder.safetensors`` in timm's keys, and the objective's own networks in ``<network>.safetensors``."""
     network = trainer.accelerator.unwrap_model(trainer.network)
     modules = {"encoder": network.encoder, **dict(network.objective.named_children())}
+    write_json(run.folder / "environment.json", _environment(trainer.accelerator))
     for name, module in modules.items():
         state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
         if state:
             write_atomically(run.folder / f"{name}.safetensors", lambda part, state=state: save_file(state, part))
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the weights were made with; goes into the card."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy")
+    software = {"tcl_zoo": __version__, "python": platform.python_version()}
+    software |= {name: importlib.metadata.version(name) for name in packages}
+    if accelerator.device.type == "cuda":
+        hardware = torch.cuda.get_device_name(accelerator.device)
+    else:
+        hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    precision = next(name for name, theirs in PRECISIONS.items() if theirs == accelerator.mixed_precision)
+    return {
+        "software": software,
+        "hardware": hardware,
+        "processes": accelerator.num_processes,
+        "precision": precision,
+    }

@@ -348,7 +348,8 @@ class _Handler(BaseHTTPRequestHandler):
     def GET_tree(self, repo: str, rev: str, path: str = "") -> Any:
         shown = entries(self.at(repo, rev).files)
         refuse(path and path not in shown, 404, "EntryNotFound", f"No {path} on {rev}")
-        start, deep = f"{path}/" if path else "", self.query.get("recursive") == ["true"]
+        start = f"{path}/" if path else ""
+        deep = self.query.get("recursive", [""])[0].lower() == "true"
         inside = [name for name in shown if name.startswith(start)]
         return self.page([shown[n] for n in inside if deep or "/" not in n[len(start) :]])
 

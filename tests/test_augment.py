@@ -97,8 +97,8 @@ def assert_near(actual, expected, largest=0, share=1.0):
     expected = torch.stack(expected) if isinstance(expected, list) else expected
     assert actual.dtype == torch.uint8 and actual.shape == expected.shape
     gap = (actual.int() - expected.int()).abs()
-    off = gap.ne(0).double().mean().item()
-    assert gap.max() <= largest and off <= share, f"{off:.3%} of pixels off, by up to {gap.max()}"
+    off, furthest = gap.ne(0).double().mean().item(), gap.max().item()
+    assert furthest <= largest and off <= share, f"{off:.3%} of pixels off, by up to {furthest}"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -221,19 +221,21 @@ def test_autoaugment_operations_equal_torchvision(channels, size):
     params["flip"][:] = False
     # torchvision keeps a fractional mean and truncates luma: a grey level or two of difference.
     # Its nearest neighbour walks a float32 grid: pixels on a tie may fall either way.
-    bounds = dict.fromkeys((*ENHANCE, "AutoContrast"), (1,)) | {"Contrast": (2,)}
+    bounds = dict.fromkeys((*ENHANCE, "AutoContrast"), (1, 1)) | {"Contrast": (2, 1)}
     bounds |= dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"), (255, 0.02))
     for index, slot, op, magnitudes in torchvision_magnitudes(size):
         rows = (params["policy"] == index).nonzero()[: len(images), 0]
         part = {key: value[rows] for key, value in params.items()}
         part["apply"] = (torch.arange(2) == slot).repeat(len(images), 1)
         actual = augment.apply(images, part)
-        # The sign is a coin: each image must be torchvision's for one side of it.
+        # The sign is a coin: each image must be torchvision's for one side of it, and both occur.
         sides = [autoaugment._apply_op(images, op, m, nearest, None) for m in magnitudes]
-        gaps = torch.stack([(actual.int() - side.int()).abs().flatten(1).sum(1) for side in sides])
-        expected = torch.stack(sides)[gaps.argmin(0), torch.arange(len(images))]
-        assert_near(actual, expected, *bounds.get(op, (0,)))
-        assert len(gaps.argmin(0).unique()) == len(sides) or torch.equal(*sides), (op, "one sign")
+        gaps = (torch.stack(sides).int() - actual.int()).abs().flatten(2)
+        largest, share = bounds.get(op, (0, 0))
+        fits = (gaps.amax(2) <= largest) & (gaps.ne(0).double().mean(2) <= share)
+        assert fits.any(0).all(), (op, gaps.amax(2), gaps.ne(0).double().mean(2))
+        if len(sides) == 2 and not torch.equal(*sides):
+            assert (fits & ~fits.flip(0)).any(1).all(), (op, "always the same sign")
 
 
 @pytest.fixture(scope="module")

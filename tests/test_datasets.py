@@ -104,9 +104,7 @@ def test_import_is_cheap() -> None:
 
 def test_digits_are_those_of_scikit_learn() -> None:
     raw = load_digits()
-    expected = train_test_split(
-        raw.images, raw.target, test_size=360, stratify=raw.target, random_state=0
-    )
+    expected = train_test_split(raw.images, raw.target, test_size=360, stratify=raw.target, random_state=0)
     for split, images, labels in (
         ("train", expected[0], expected[2]),
         ("test", expected[1], expected[3]),
@@ -133,9 +131,7 @@ def test_digits_fingerprint() -> None:
 
 def test_fingerprint_is_of_nhwc_bytes_then_labels() -> None:
     images, labels = noise(5, 4, 3), [3, 1, 4, 1, 5]
-    split = Split(
-        torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), tuple("abcdef")
-    )
+    split = Split(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), tuple("abcdef"))
     expected = hashlib.sha256(images.tobytes() + struct.pack("<5q", *labels)).hexdigest()
     assert split.fingerprint() == expected
     strided = Split(split.images.contiguous(), split.labels, split.classes)
@@ -160,14 +156,18 @@ def test_npz(tmp_path: Path, name: str) -> None:
 def test_npz_as_keras_writes_it(tmp_path: Path) -> None:
     """Grey images without a channel axis, CIFAR labels as a column, compressed."""
     data = arrays("fmnist")
-    np.savez_compressed(
-        tmp_path / "fmnist.npz", x_test=data["x_test"][..., 0], y_test=data["y_test"]
-    )
+    np.savez_compressed(tmp_path / "fmnist.npz", x_test=data["x_test"][..., 0], y_test=data["y_test"])
     got = load("fmnist", str(tmp_path), "test")
     np.testing.assert_array_equal(got.images[:, 0].numpy(), data["x_test"][..., 0])
     data = arrays("cifar10")
     np.savez(tmp_path / "cifar10.npz", x_test=data["x_test"], y_test=data["y_test"][:, None])
     assert load("cifar10", tmp_path, "test").labels.tolist() == data["y_test"].tolist()
+
+
+def test_root_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "cifar10.npz", **arrays())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load("cifar10", "~")) == 40
 
 
 @pytest.mark.parametrize(
@@ -247,9 +247,7 @@ def cifar(
     source: Any = tv_datasets.CIFAR10 if name == "cifar10" else tv_datasets.CIFAR100
     folder, data = tmp_path / source.base_folder, arrays(name)
     folder.mkdir()
-    (folder / source.meta["filename"]).write_bytes(
-        pickle.dumps({source.meta["key"]: list(class_names(name))})
-    )
+    (folder / source.meta["filename"]).write_bytes(pickle.dumps({source.meta["key"]: list(class_names(name))}))
     monkeypatch.setitem(source.meta, "md5", md5(folder / source.meta["filename"]))
     for part, files in (("train", source.train_list), ("test", source.test_list)):
         told = []
@@ -323,9 +321,7 @@ def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, 
     return data, folder
 
 
-def test_fashion_mnist_packed_then_unpacked(
-    fashion: Any, tmp_path: Path, offline: list[str]
-) -> None:
+def test_fashion_mnist_packed_then_unpacked(fashion: Any, tmp_path: Path, offline: list[str]) -> None:
     data, folder = fashion
     for packed in (True, False):
         for split in ("test", "train"):

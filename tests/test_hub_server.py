@@ -1,6 +1,9 @@
 """The server in hub_server.py, driven by the real huggingface_hub client in a process of its own.
 
 What should come back is held against the bytes that went in (hashlib), never against the server.
+
+These pass with huggingface_hub 2.4.0 and 1.33.0. The server speaks to 0.34 too, but that client
+takes faults differently (no retry after a 503 on HEAD, none after a cut, LFS where xet fails).
 """
 
 from __future__ import annotations
@@ -154,7 +157,8 @@ out["branches"] = {{ref.name: ref.target_commit for ref in refs.branches}}
 out["tags"] = {{ref.name: ref.target_commit for ref in refs.tags}}
 out["files"] = [api.list_repo_files("org/name", revision=r) for r in ("v1", old, "main", "side")]
 out["new"] = [new, Path(fetch("sub/deep/new.txt")).read_text()]
-out["config"] = [Path(fetch("config.json", revision="v1")).read_text(), raised(fetch, "config.json")]
+out["config"] = [
+    Path(fetch("config.json", revision="v1")).read_text(), raised(fetch, "config.json")]
 out["tree"] = [entry.path for entry in api.list_repo_tree("org/name", "sub")]
 out["commits"] = [commit.commit_id for commit in api.list_repo_commits("org/name")]
 api.delete_folder("sub", "org/name")
@@ -179,7 +183,7 @@ out["emptied"] = api.list_repo_files("org/name")
 def test_who_may_read_and_write(hub: HubServer, tmp_path: Path) -> None:
     hub.repos["org/name"].private = True
     code = f"""
-nobody, reader, wrong = h.HfApi(token=False), h.HfApi(token={hub.read_token!r}), h.HfApi(token="hf_x")
+nobody, reader, wrong = (h.HfApi(token=token) for token in (False, {hub.read_token!r}, "hf_x"))
 add = dict(repo_id="org/name", path_or_fileobj=b"x", path_in_repo="x.txt")
 out = {{
     "nobody": [raised(nobody.model_info, "org/name"), raised(fetch, token=False)],
@@ -247,7 +251,8 @@ def test_cut_connections_are_made_up_for(hub: HubServer, tmp_path: Path) -> None
 def test_a_flipped_byte_is_not_noticed_by_the_client(hub: HubServer, tmp_path: Path) -> None:
     hub.fail("flip", "*model.safetensors", offset=7)
     hub.fail("flip", "*config.json")
-    code = "out = [list(Path(fetch(name)).read_bytes()) for name in ('model.safetensors', 'config.json')]"
+    code = "out = [list(Path(fetch(name)).read_bytes()) for name in NAMES]"
+    code = code.replace("NAMES", "('model.safetensors', 'config.json')")
     weights, config = (bytes(data) for data in ask(hub, code, tmp_path))
     assert [i for i in range(len(WEIGHTS)) if weights[i] != WEIGHTS[i]] == [7]
     assert len(weights) == len(WEIGHTS)
@@ -257,7 +262,7 @@ def test_a_flipped_byte_is_not_noticed_by_the_client(hub: HubServer, tmp_path: P
 def test_short_objects(hub: HubServer, tmp_path: Path) -> None:
     hub.fail("truncate", "*model.safetensors", missing=10)
     hub.fail("short", "*README.md", missing=3)
-    code = "out = [raised(fetch), fetch('README.md') and sha256(fetch('README.md')), sha256(fetch())]"
+    code = "out = [raised(fetch), sha256(fetch('README.md')), sha256(fetch())]"
     readme = hashlib.sha256(README.encode()).hexdigest()
     assert ask(hub, code, tmp_path) == [["OSError", None], readme, SHA256]
     readmes = matching(hub.requests, "GET /api/resolve-cache/*/README.md *")
@@ -312,7 +317,8 @@ def test_pages(tmp_path: Path) -> None:
     files = [f"{folder}/{i}.txt" for folder in "abc" for i in range(5)]
     code = """
 tree = list(api.list_repo_tree("org/name", recursive=True))
-out = [[e.path for e in tree if hasattr(e, "size")], len(tree), len(api.list_repo_commits("org/name"))]
+files = [entry.path for entry in tree if hasattr(entry, "size")]
+out = [files, len(tree), len(api.list_repo_commits("org/name"))]
 """
     with HubServer(page_size=4) as hub:
         for name in files:
@@ -351,9 +357,10 @@ def test_ranges_and_signed_addresses(hub: HubServer) -> None:
     url = f"{hub.endpoint}/org/name/resolve/main/model.safetensors"
     assert get(url)[1] == WEIGHTS
     assert get(url, Range="bytes=10-19") == (206, WEIGHTS[10:20], f"bytes 10-19/{len(WEIGHTS)}")
-    last = len(WEIGHTS) - 1
-    assert get(url, Range=f"bytes={last}-") == (206, WEIGHTS[-1:], f"bytes {last}-{last}/{last + 1}")
-    assert get(url, Range=f"bytes={last + 1}-") == (416, b"", f"bytes */{last + 1}")
+    size = len(WEIGHTS)
+    tail = get(url, Range=f"bytes={size - 1}-")
+    assert tail == (206, WEIGHTS[-1:], f"bytes {size - 1}-{size - 1}/{size}")
+    assert get(url, Range=f"bytes={size}-") == (416, b"", f"bytes */{size}")
     head = hub.repos["org/name"].branches["main"]
     unsigned = f"{hub.cdn}/cdn/org/name/{head}/model.safetensors"
     assert get(unsigned)[0] == get(f"{unsigned}?signature=0")[0] == 403
