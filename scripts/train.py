@@ -16,16 +16,18 @@ def main() -> int:
         description=__doc__,
         example="""
             python scripts/train.py tcl_resnet20_cifar10 --data-dir data --set epochs=5
-            accelerate launch scripts/train.py tcl_resnet50_cifar100 --data-dir data --run-dir runs/flagship --time-limit 9m
+            accelerate launch scripts/train.py tcl_resnet50_cifar100 --data-dir data --time-limit 9m
         """,
     )
     parser.add_argument("name", help="what to train: <objective>_<encoder>_<dataset>[.<variant>]")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
     parser.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
-    parser.add_argument("--run-dir", metavar="DIR", help="state and weights (default: runs/NAME); give it again to go on")
+    parser.add_argument("--run-dir", metavar="DIR", help="state and weights (default: runs/NAME); again to go on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    parser.add_argument("--time-limit", type=seconds, metavar="T", help="stop cleanly after 90s, 9m, 1h30m; exit code 3")
+    parser.add_argument(
+        "--time-limit", type=seconds, metavar="T", help="stop cleanly after 90s, 9m, 1h30m: exit code 3"
+    )
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of a streamed folder (default: 2)")
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1, metavar="N", help="ce only")
     parser.add_argument("--log-with", choices=("tensorboard", "trackio", "wandb"), help="a tracker of accelerate's")

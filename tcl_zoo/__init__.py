@@ -15,9 +15,9 @@ from .recipes import Recipe, recipe
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .weights import create_model, create_transform, list_models, model_info
+    from .models import create_model, create_transform, list_models, model_info
 
-_LAZY = {name: "weights" for name in ("create_model", "create_transform", "list_models", "model_info")}
+_LAZY = {name: "models" for name in ("create_model", "create_transform", "list_models", "model_info")}
 
 __all__ = [
     "Recipe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .datasets import DATASETS
-from .recipes import reported
+from .thesis import reported
 
 _OBJECTIVES = {
     "tcl": "Tuned Contrastive Learning (TCL)",
@@ -77,6 +77,7 @@ def card(config: dict[str, Any]) -> str:
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     thesis = reported(name)
     figure = f"{thesis[0]:.1f} ({thesis[1]})" if thesis else "no figure for this setting"
+    how = f"{results['protocol']}; {results['n']:,} test images; n = 1 run, seed {results['seed']}"
     knn = ", ".join(f"{v:.2f} (k = {k.removeprefix('knn')})" for k, v in results.get("knn", {}).items())
     epochs = f"{results['last_epoch']} of {recipe['epochs']}"
     values = "\n".join(f"| {key} | {value} |" for key, value in _values(recipe).items())
@@ -94,7 +95,7 @@ A {recipe["encoder"]} encoder with its linear classifier, trained on {info.title
 
 | | top-1 (%) | |
 |---|---|---|
-| this checkpoint | **{results["top1"]:.2f}** | {results["protocol"]}; {results["n"]:,} test images; n = 1 run, seed {results["seed"]} |
+| this checkpoint | **{results["top1"]:.2f}** | {how} |
 | the thesis | {figure} | |
 | weighted kNN on the features | {knn} | no training |
 

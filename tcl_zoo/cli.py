@@ -14,7 +14,8 @@ from typing import Any
 
 from . import __version__, index
 from .errors import TclZooError
-from .recipes import recipe, reported
+from .recipes import recipe
+from .thesis import reported
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
 
@@ -66,7 +67,7 @@ def _where(name: str) -> str:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from .weights import list_models
+    from .models import list_models
 
     found = list_models(args.pattern, pretrained=args.pretrained)
     if not found:
@@ -82,7 +83,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from .weights import model_info
+    from .models import model_info
 
     info = model_info(args.name, args.weights_dir)
     thesis, results = info["thesis"], info["results"]
@@ -135,9 +136,9 @@ def _probe(args: argparse.Namespace) -> int:
 
     from .datasets import load
     from .errors import DataError
+    from .models import create_model, list_models
     from .probe import knn_probe, linear_probe
     from .recipes import names
-    from .weights import create_model, list_models
 
     ours = args.model in {*names(), *list_models(pretrained=True)} or args.weights_dir
     if not ours and not timm.is_model(args.model.partition(".")[0]) and ":" not in args.model:
@@ -221,7 +222,7 @@ def _parser() -> Parser:
     sub.add_argument("--weights-dir", metavar="DIR", help=weights_help)
     sub.add_argument("--random", action="store_true", help="random weights, as a baseline")
     sub.add_argument("--protocol", default="cached", choices=("cached", "thesis"),
-                     help="cached: features once, then a full-batch fit; thesis: 50 epochs of SGD on augmented views")  # fmt: skip
+                     help="cached: features once, one full-batch fit; thesis: 50 epochs of augmented SGD")  # fmt: skip
     sub.add_argument("--C", type=float, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
     sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K", help="neighbours (default: 20 200)")
 

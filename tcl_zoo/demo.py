@@ -13,12 +13,12 @@ import torch
 from .cards import duration
 from .datasets import load
 from .evaluate import evaluate_run
+from .models import create_model, pretrained_cfg
 from .probe import linear_probe
 from .recipes import DATA, recipe
 from .release import release
 from .train import train
 from .verify import verify
-from .weights import create_model, pretrained_cfg
 
 NAME = "tcl_resnet20_digits"
 

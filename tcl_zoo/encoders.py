@@ -39,7 +39,7 @@ class CifarResNet(ResNet):
         **kwargs: Any,
     ) -> None:
         super().__init__(block, layers, in_chans=in_chans, channels=channels, **kwargs)
-        factory = {"device": self.conv1.weight.device, "dtype": self.conv1.weight.dtype}
+        factory = {"device": self.conv1.weight.device, "dtype": self.conv1.weight.dtype}  # type: ignore[has-type]
         width = channels[0]
         self.conv1 = nn.Conv2d(in_chans, width, 3, stride=1, padding=1, bias=False, **factory)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's init_weights
@@ -57,11 +57,10 @@ class CifarResNet(ResNet):
         first = self.layer1[0]
         if block is not BasicBlock:
             raise ValueError("a stem narrower than 64 channels is for BasicBlock nets")
-        self.bn1 = type(self.bn1)(width, **factory)
+        self.bn1 = type(self.bn1)(width, **factory)  # type: ignore[has-type]
         conv = nn.Conv2d(width, width, 3, stride=1, padding=1, bias=False, **factory)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         first.conv1, first.downsample = conv, None
-
 
     def forward_intermediates(self, x: Tensor, indices: Any = None, **kwargs: Any) -> Any:
         """As timm's, which counts five features whatever the net; here as many as ``feature_info`` has."""
@@ -76,9 +75,7 @@ class CifarResNet(ResNet):
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **model_args: Any) -> ResNet:
     features = {"out_indices": tuple(range(len(model_args["layers"]) + 1))}
-    return build_model_with_cfg(
-        CifarResNet, variant, pretrained, feature_cfg=features, **dict(model_args, **kwargs)
-    )
+    return build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=features, **dict(model_args, **kwargs))
 
 
 def default_cfg(**changes: Any) -> dict[str, Any]:

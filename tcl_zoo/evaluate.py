@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from .batches import Normalise
@@ -19,7 +19,7 @@ from .datasets import load
 from .errors import TrainingError
 from .probe import ProbeResult, knn_probe, linear_probe, predict
 from .recipes import DATA, Recipe, from_dict
-from .runs import read_recipe_file, write_atomically, write_json
+from .runs import read_recipe_file, save_module, write_json
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
@@ -38,9 +38,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
         classifier = load_file(folder / "classifier.safetensors")
         state |= {f"fc.{key}": value for key, value in classifier.items()}
         num_classes = len(classifier["bias"])
-    model = timm.create_model(
-        recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans
-    )
+    model = timm.create_model(recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans)
     model.load_state_dict(state)
     return recipe, model.eval()
 
@@ -74,8 +72,7 @@ def evaluate_run(
             model, train, test, protocol=protocol, normalise=normalise, recipe=recipe, device=device
         )
         assert result.classifier is not None
-        state = {key: value.detach().cpu().contiguous() for key, value in result.classifier.state_dict().items()}
-        write_atomically(folder / "classifier.safetensors", lambda part: save_file(state, part))
+        save_module(folder / "classifier.safetensors", result.classifier)
         top1, n, how = result.top1, result.n, f"linear probe, {protocol}"
     else:
         hits = predict(model, test, normalise, device).argmax(1) == test.labels.cpu()

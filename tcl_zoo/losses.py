@@ -146,7 +146,9 @@ def _positives(batch: _Batch, shift: Tensor, denominator: Tensor) -> Tensor:
     return total / batch.count.clamp(min=1)
 
 
-def _gradient(batch: _Batch, shift: Tensor, scale: Tensor, pull: Tensor, all_terms: Tensor, tile: Tensor | None) -> Tensor:
+def _gradient(
+    batch: _Batch, shift: Tensor, scale: Tensor, pull: Tensor, all_terms: Tensor, tile: Tensor | None
+) -> Tensor:
     """Gradient of sum_i w_i L_i over all anchors of all processes with respect to ``batch.rows``, [A, D].
 
     Args:
@@ -185,7 +187,7 @@ def _gradient(batch: _Batch, shift: Tensor, scale: Tensor, pull: Tensor, all_ter
 
 
 def _gather(local: Tensor) -> tuple[Tensor, int]:
-    """Every process's rows in rank order, and where the own ones start. Processes may hold different numbers of rows."""
+    """Every process's rows in rank order, and where the own ones start. Numbers of rows may differ."""
     world = dist.get_world_size()
     size = torch.tensor([len(local)], device=local.device)
     sizes = [torch.empty_like(size) for _ in range(world)]
@@ -361,9 +363,7 @@ class TCLLoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
-    def __init__(
-        self, temperature: float = 0.1, k1: float = 5000.0, k2: float = 1.0, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, temperature: float = 0.1, k1: float = 5000.0, k2: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         _check(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), temperature, k1, k2, reduction)
         self.temperature, self.k1, self.k2, self.reduction = temperature, k1, k2, reduction
@@ -371,9 +371,7 @@ class TCLLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """[N, D] unit rows and [N] integer labels to a scalar (or [N])."""
         gather = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return tuned_contrastive_loss(
-            embeddings, labels, self.temperature, self.k1, self.k2, self.reduction, gather
-        )
+        return tuned_contrastive_loss(embeddings, labels, self.temperature, self.k1, self.k2, self.reduction, gather)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, k1={self.k1}, k2={self.k2}, reduction={self.reduction!r}"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normalis
     Gray images are repeated for a colour model, colour ones turned to luma for a gray one; other sizes are resized
     (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on.
     """
-    cfg = model.pretrained_cfg
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     channels, side = cfg["input_size"][0], cfg["input_size"][-1]
     mean, std = (torch.tensor(cfg[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std"))
 
@@ -109,7 +110,7 @@ def extract(
     return torch.cat(outputs)
 
 
-def _pooled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _pooled(model: Any) -> Callable[[Tensor], Tensor]:
     """timm's pooled features [N, d]: what stands before the classifier."""
     return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
 
@@ -174,15 +175,13 @@ def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0,
     return linear.requires_grad_(False)
 
 
-def _fit_thesis(
-    model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str
-) -> nn.Linear:
+def _fit_thesis(model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str) -> nn.Linear:
     """SPEC section 3: SGD on augmented views of the frozen encoder, 50 epochs, cosine from lr 0.5."""
     batches = Batches(
         train, recipe.dataset, recipe.augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device
     )
     pooled = _pooled(model)
-    linear = nn.Linear(model.num_features, len(train.classes), device=device)
+    linear = nn.Linear(int(model.num_features), len(train.classes), device=device)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(
         linear.parameters(), recipe.probe_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )

@@ -5,7 +5,7 @@ A name is ``<objective>_<encoder>_<dataset>[.<variant>]`` and decides everything
 
 Variants:
     ``.e250``            250 epochs in all, 200 of them contrastive (Table A.1)
-    ``.eN``, N <= 100    the same recipe cut to N contrastive epochs, its schedule fitted to them (ours, for small machines)
+    ``.eN``, N <= 100    ours, for small machines: N contrastive epochs, the schedule fitted to them
     ``.vN``              N views per step on CIFAR-100 (figure 5.2)
     ``.pN``              projector output of N dimensions on CIFAR-100 (figure 5.3)
     ``.simaug``          SimAugment instead of AutoAugment on CIFAR-100, 250 epochs in all (figure 5.4)
@@ -157,9 +157,7 @@ class Data:
 _CIFAR100_128 = {"batch_views": 128, "lr": 0.1, "k1": 5000.0}
 _FLIP = {"augmentation": "crop_flip"}
 DATA: dict[str, Data] = {
-    "digits": Data(
-        8, 1, 10, "resnet20", {"epochs": 60, "lr": 0.1, "augmentation": "crop", "crop_padding": 1}, 0.1
-    ),
+    "digits": Data(8, 1, 10, "resnet20", {"epochs": 60, "lr": 0.1, "augmentation": "crop", "crop_padding": 1}, 0.1),
     "cifar10": Data(32, 3, 10, "resnet50", {"batch_views": 128, "lr": 0.1, "k1": 5000.0}, 0.1),
     "cifar100": Data(32, 3, 100, "resnet50", {"batch_views": 256, "lr": 0.2, "k1": 4000.0}, 0.2),
     "fmnist": Data(28, 1, 10, "resnet50", {"batch_views": 128, "lr": 0.09, "k1": 5000.0} | _FLIP, 0.09),
@@ -176,37 +174,6 @@ VIEWS = {
     1024: (1.0, 4000.0),
 }
 PROJECTOR_DIMS = (64, 128, 256, 512, 1024, 2048)
-
-# Top-1 in percent as the thesis reports it, and where.
-_CE_NOTE = "Table 5.1; equals SupContrast's figure after 500 epochs"
-REPORTED: dict[str, tuple[float, str]] = {
-    "ce_resnet50_cifar10": (95.0, _CE_NOTE),
-    "ce_resnet50_cifar10.supcontrast": (95.0, _CE_NOTE),
-    "supcon_resnet50_cifar10": (96.3, "Table 5.1"),
-    "tcl_resnet50_cifar10": (96.4, "Table 5.1"),
-    "ce_resnet50_cifar100": (75.3, _CE_NOTE),
-    "ce_resnet50_cifar100.supcontrast": (75.3, _CE_NOTE),
-    "supcon_resnet50_cifar100": (79.1, "Table 5.1"),
-    "tcl_resnet50_cifar100": (79.8, "Table 5.1"),
-    "ce_resnet50_fmnist": (94.5, "Table 5.1"),
-    "supcon_resnet50_fmnist": (95.5, "Table 5.1"),
-    "tcl_resnet50_fmnist": (95.7, "Table 5.1"),
-    "ce_resnet18_imagenet100": (84.2, "Table 5.1"),
-    "supcon_resnet18_imagenet100": (85.9, "Table 5.1"),
-    "tcl_resnet18_imagenet100": (86.7, "Table 5.1"),
-    "supcon_resnet34_imagenet100": (86.5, "section 5.2.1"),
-    "tcl_resnet34_imagenet100": (87.2, "section 5.2.1"),
-    "supcon_resnet50_cifar10.e250": (96.7, "Table A.1"),
-    "tcl_resnet50_cifar10.e250": (96.8, "Table A.1"),
-    "supcon_resnet50_cifar100.e250": (81.0, "Table A.1"),
-    "tcl_resnet50_cifar100.e250": (81.6, "Table A.1"),
-    "supcon_resnet50_fmnist.e250": (95.5, "Table A.1"),
-    "tcl_resnet50_fmnist.e250": (95.7, "Table A.1"),
-    "supcon_resnet18_imagenet100.e250": (86.5, "Table A.1"),
-    "tcl_resnet18_imagenet100.e250": (87.1, "Table A.1"),
-    "supcon_resnet50_cifar100.v128": (74.79, "mean of 30 runs, 95% CI 0.23"),
-    "tcl_resnet50_cifar100.v128": (75.72, "mean of 30 runs, 95% CI 0.16"),
-}
 
 
 def _base(objective: str, encoder: str, dataset: str) -> dict[str, Any]:
@@ -263,7 +230,7 @@ def _vary(objective: str, encoder: str, dataset: str, variant: str) -> dict[str,
 def _listed() -> Iterable[str]:
     for dataset, data in DATA.items():
         for encoder in ENCODERS:
-            if dataset == "digits" and encoder != "resnet20" or dataset == "imagenet100" and encoder == "resnet20":
+            if (dataset == "digits" and encoder != "resnet20") or (dataset == "imagenet100" and encoder == "resnet20"):
                 continue
             for objective in OBJECTIVES:
                 name = f"{objective}_{encoder}_{dataset}"
@@ -362,8 +329,3 @@ def from_dict(fields: dict[str, Any]) -> Recipe:
         return Recipe(**fields)
     except TypeError as error:
         raise RecipeError(f"not a recipe: {error}") from None
-
-
-def reported(name: str) -> tuple[float, str] | None:
-    """The thesis's top-1 in percent for a name and where it stands, or None (SPEC section 6)."""
-    return REPORTED.get(name)

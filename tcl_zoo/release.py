@@ -23,12 +23,13 @@ from .cards import card, zoo_table
 from .datasets import load
 from .errors import TrainingError
 from .evaluate import load_run
+from .models import pretrained_cfg
 from .pictures import confusion, training_curve
 from .probe import predict
 from .recipes import Recipe, recipe
 from .runs import Run, read_recipe_file, write_atomically, write_json
 from .verify import golden_output
-from .weights import CONFIG_FILE, WEIGHTS_FILE, pretrained_cfg, read_config
+from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
 _HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
 
@@ -73,7 +74,7 @@ def release(
     splits = {part: load(trained.dataset, data_dir, part) for part in ("train", "test")}
     test = splits["test"]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model.pretrained_cfg = cfg
+    model.pretrained_cfg = cfg  # type: ignore[assignment]
     predictions = predict(model.to(device), test).argmax(1)
     hits = int((predictions == test.labels.cpu()).sum())
     results |= {"top1": 100 * hits / len(test), "n": len(test), "seed": trained.seed}
@@ -168,5 +169,3 @@ def update_index(model_cards: str | os.PathLike[str] = "model_cards") -> dict[st
     table = zoo_table(configs)
     write_atomically(Path(model_cards) / "README.md", lambda part: part.write_text(table, encoding="utf-8"))
     return entries
-
-

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors.torch import save_file
+from torch import nn
+
 from .errors import TrainingError
 from .recipes import Recipe, from_dict
 
@@ -34,6 +37,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_module(path: Path, module: nn.Module) -> None:
+    """Writes a module's state dict as safetensors, atomically."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    write_atomically(path, lambda part: save_file(state, part))
 
 
 class Run:

@@ -23,8 +23,8 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -34,7 +34,7 @@ from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .objectives import create_objective
 from .recipes import Recipe
-from .runs import Run, write_atomically, write_json
+from .runs import Run, save_module, write_json
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Steps between two looks at the losses: a look waits for the device.
@@ -146,8 +146,12 @@ class Trainer:
         """Everything to go on bit for bit, through accelerate."""
         self.accelerator.save_state(str(folder))
         if self.accelerator.is_main_process:
-            state = {"epoch": self.epoch, "step": self.step_done, "seconds": self.seconds}
-            state["losses"] = self.losses[: self.step_done].tolist()
+            state = {
+                "epoch": self.epoch,
+                "step": self.step_done,
+                "seconds": self.seconds,
+                "losses": self.losses[: self.step_done].tolist(),
+            }
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -263,10 +267,10 @@ def _accelerator(precision: str, cpu: bool, log_with: str | None, run_dir: Path)
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
     if precision not in PRECISIONS:
         raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    # accelerate remembers the precision of the process's first Accelerator; a second training may want another.
+    AcceleratorState._reset_state()
     try:
-        return Accelerator(
-            mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir)
-        )
+        return Accelerator(mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir))
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate refuses these settings: {error}") from None
 
@@ -372,9 +376,8 @@ def _save_weights(trainer: Trainer, run: Run) -> None:
     modules = {"encoder": network.encoder, **dict(network.objective.named_children())}
     write_json(run.folder / "environment.json", _environment(trainer.accelerator))
     for name, module in modules.items():
-        state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        if state:
-            write_atomically(run.folder / f"{name}.safetensors", lambda part, state=state: save_file(state, part))
+        if len(module.state_dict()):
+            save_module(run.folder / f"{name}.safetensors", module)
 
 
 def _environment(accelerator: Accelerator) -> dict[str, Any]:

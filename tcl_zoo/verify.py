@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .datasets import load
 from .errors import WeightsError
+from .models import create_model
 from .probe import predict
-from .weights import create_model, locate
+from .weights import locate
 
 # Of 10,000 images: another device rounds a logit otherwise and a tie falls the other way.
 TOLERANCE_IMAGES = 2

@@ -195,9 +195,7 @@ class HubServer:
         self.faults.append(Fault(kind, pattern, times, FAULTS[kind] | options))
         return self.faults[-1]
 
-    def commit(
-        self, repo: str, files: Changes, branch: str = "main", title: str = "", message: str = ""
-    ) -> Commit:
+    def commit(self, repo: str, files: Changes, branch: str = "main", title: str = "", message: str = "") -> Commit:
         """Adds a commit (None deletes a file), to a new repository if there is none."""
         found = self.repos.setdefault(repo, Repo())
         parent = found.branches.get(branch)

@@ -292,25 +292,30 @@ def test_thesis_magnitudes_are_uniform_between_levels(draws):
 
 
 def test_autoaugment_magnitudes_are_torchvisions(draws):
-    params = draws["autoaugment"]
+    params, signs = draws["autoaugment"], []
     for index, slot, op, magnitudes in torchvision_magnitudes(32):
         if op in RANGES:
             rows = (params["policy"] == index) & params["apply"][:, slot]
             values = params["magnitude"][rows, slot]
             assert set(values.tolist()) == set(magnitudes), op
+            signs += [values == magnitudes[0]] if len(magnitudes) == 2 else []
             assert_rate(values == magnitudes[0], 1 / len(magnitudes))
+    assert_rate(torch.cat(signs), 0.5)
 
 
 def test_simaugment_statistics(draws):
     params = draws["simaugment"]
     top, left, height, width = (params[key].double() for key in ("top", "left", "height", "width"))
     area, aspect = height * width / 1e8, width / height
-    assert 0.2 - 1e-3 <= area.min() and area.max() <= 1
-    assert 3 / 4 - 1e-3 <= aspect.min() and aspect.max() <= 4 / 3 + 1e-3
+    assert area.min() >= 0.2 - 1e-3 and area.max() <= 1
+    assert aspect.min() >= 3 / 4 - 1e-3 and aspect.max() <= 4 / 3 + 1e-3
     for start, extent in ((top, height), (left, width)):
         assert start.min() >= 0 and (start + extent).max() <= 10_000
         roomy = extent < 9000
         assert_uniform(((start + 0.5) / (10_001 - extent))[roomy], 0, 1)
+    small = Augment("simaugment", size=32).sample(50_000, seeded())
+    assert_even(small["top"][small["height"] == 24].long(), 9)  # the last place is one of them
+    assert_even(small["left"][small["width"] == 24].long(), 9)
     # Areas and shapes as torchvision draws them.
     canvas = torch.empty(1, 1, 1).expand(3, 10_000, 10_000)
     with torch.random.fork_rng():

@@ -112,7 +112,9 @@ def test_grad_checkpointing_and_drop_path():
     assert model.conv1.weight.grad is not None
 
 
-@pytest.mark.parametrize("order", ["import tcl_zoo, timm", "import timm, tcl_zoo", "import timm.models; import tcl_zoo"])
+@pytest.mark.parametrize(
+    "order", ["import tcl_zoo, timm", "import timm, tcl_zoo", "import timm.models; import tcl_zoo"]
+)
 def test_registration_in_either_order(order):
     code = f"{order}; print(timm.create_model('resnet20_cifar', num_classes=0).num_features)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -132,4 +134,3 @@ def test_projector():
     torch.testing.assert_close(out.norm(dim=1), torch.ones(5))
     assert all(m.bias is not None for m in projector.layers if isinstance(m, nn.Linear))
     assert Projector(64, 128).layers[0].out_features == 128
-

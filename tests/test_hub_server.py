@@ -126,9 +126,7 @@ out["lfs"] = [weights.size, weights.lfs.sha256]
     assert out["lfs"] == [len(WEIGHTS), SHA256]
 
 
-def test_with_xet_on_downloads_work_and_uploads_of_large_files_do_not(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_with_xet_on_downloads_work_and_uploads_of_large_files_do_not(hub: HubServer, tmp_path: Path) -> None:
     code = """
 up = dict(repo_id="org/name", path_or_fileobj=b"other weights", path_in_repo="new.safetensors")
 out = [sha256(fetch()), raised(api.upload_file, **up) is not None]

@@ -103,9 +103,7 @@ def test_equals_loops_over_pairs(n, classes, params, reduction):
 
 @PROPERTY
 @given(
-    labels=st.lists(st.integers(-3, 3), min_size=2, max_size=9).filter(
-        lambda labels: len(set(labels)) < len(labels)
-    ),
+    labels=st.lists(st.integers(-3, 3), min_size=2, max_size=9).filter(lambda x: len(set(x)) < len(x)),
     shift=st.sampled_from([0, 2**24, 2**53]),  # where neighbours collide in float32, float64
     tau=st.floats(0.005, 2),
     k1=st.one_of(st.just(0.0), st.floats(1e-3, 1e5)),

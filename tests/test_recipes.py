@@ -8,7 +8,8 @@ import pytest
 
 from tcl_zoo.datasets import DATASETS
 from tcl_zoo.errors import RecipeError
-from tcl_zoo.recipes import DATA, from_dict, names, override, recipe, reported
+from tcl_zoo.recipes import DATA, from_dict, names, override, recipe
+from tcl_zoo.thesis import REPORTED, reported
 
 # dataset: encoder, views per step, lr SupCon, lr TCL, k1
 TABLE = {
@@ -95,7 +96,8 @@ def test_short_variants_fit_their_schedule():
 @pytest.mark.parametrize(
     "name",
     ["tcl_resnet5_cifar10", "tcl_resnet50", "", "tcl_resnet50_cifar10.", "tcl_resnet50_cifar10.e101", "a.b.c",
-     "ce_resnet50_cifar100.v128", "tcl_resnet20_imagenet100", "tcl_resnet50_cifar10.v128", "tcl_resnet50_cifar100.p100"],
+     "ce_resnet50_cifar100.v128",
+     "tcl_resnet20_imagenet100", "tcl_resnet50_cifar10.v128", "tcl_resnet50_cifar100.p100"],
 )  # fmt: skip
 def test_unknown_names(name):
     with pytest.raises(RecipeError, match="unknown model name"):
@@ -131,6 +133,4 @@ def test_reported_figures():
     assert reported("supcon_resnet50_cifar10.e250") == (96.7, "Table A.1")
     assert reported("tcl_resnet20_digits") is None
     listed = set(names())
-    from tcl_zoo.recipes import REPORTED
-
     assert set(REPORTED) <= listed

@@ -71,9 +71,7 @@ class Augment:
         """uint8 [N, C, H, W] to uint8 [N, C, size, size]; see :meth:`apply` for what is raised."""
         return self.apply(images, self.sample(len(images), generator, images.shape[-1]))
 
-    def sample(
-        self, n: int, generator: torch.Generator | None = None, source: int | None = None
-    ) -> dict[str, Tensor]:
+    def sample(self, n: int, generator: torch.Generator | None = None, source: int | None = None) -> dict[str, Tensor]:
         """Parameters of n views, every entry [n, ...], on the generator's device (the CPU without one).
 
         Args:
@@ -133,7 +131,8 @@ class Augment:
         device = images.device
         move = {key: value.to(device, non_blocking=True) for key, value in params.items()}
         if self._resized:
-            views = ops.resized_crop(images, *(move[k] for k in ("top", "left", "height", "width")), self.size)
+            top, left, height, width = (move[k] for k in ("top", "left", "height", "width"))
+            views = ops.resized_crop(images, top, left, height, width, self.size)
             views = torch.where(move["flip"][:, None, None, None], views.flip(3), views)
         else:
             views = ops.crop_flip(images, move["top"], move["left"], move["flip"], self.padding)

@@ -160,15 +160,16 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 def _apply_lut(images: Tensor, lut: Tensor) -> Tensor:
     """Each channel of each sample through its own table: lut [N, C, 256]."""
-    flat = images.reshape(*images.shape[:2], -1)
+    flat = images.flatten(2)
     return lut.to(torch.uint8).gather(2, flat.long()).view(images.shape)
 
 
 def autocontrast(images: Tensor) -> Tensor:
     """Stretches each channel to 0..255; a constant channel stays."""
-    flat = images.reshape(*images.shape[:2], -1)
+    flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
-    scale = 255.0 / (high - low).clamp(min=1)
+    # a tensor over a tensor: torch computes number / tensor as a product with the reciprocal, one bit off
+    scale = torch.full_like(high, 255.0) / (high - low).clamp(min=1)
     values = torch.arange(256, device=images.device, dtype=torch.float64)
     stretched = (values * scale - low * scale).clamp_(0, 255).floor_()
     return _apply_lut(images, torch.where(high > low, stretched, values))
@@ -177,7 +178,7 @@ def autocontrast(images: Tensor) -> Tensor:
 def equalize(images: Tensor) -> Tensor:
     """Equalises each channel's histogram; a channel with fewer than two values stays."""
     n, c = images.shape[:2]
-    flat = images.reshape(n * c, -1).long()
+    flat = images.flatten(2).flatten(0, 1).long()
     histogram = torch.zeros(n * c, 256, dtype=torch.int64, device=images.device)
     histogram.scatter_add_(1, flat, torch.ones_like(flat))
     last = histogram.gather(1, flat.amax(1, keepdim=True))

@@ -1,0 +1,151 @@
+"""The models by name: list, describe, create. What timm's ``create_model`` and ``list_models`` are for its models."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import index
+from .errors import WeightsError
+from .recipes import DATA, names, recipe
+from .thesis import reported
+from .weights import locate, read_config, read_weights, release_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def list_models(pattern: str | Iterable[str] = "*", pretrained: bool = False) -> list[str]:
+    """Names that match, as timm's ``list_models``.
+
+    Args:
+        pattern: an ``fnmatch`` pattern such as ``"tcl_*cifar100*"``, or several.
+        pretrained: only those with released weights.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    released = index.entries()
+    if pretrained:
+        return [name for name in released if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    known = names(patterns)
+    return known + [n for n in released if n not in known and any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+
+def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What is known of a name without loading torch.
+
+    Returns:
+        ``recipe`` (all fields), ``thesis`` (top1, source) or None, ``results`` or None, ``sha256``, ``bytes``,
+        ``weights`` (folder or Hub address, or None).
+
+    Raises:
+        RecipeError: unknown name.
+    """
+    info: dict[str, Any] = {"name": name, "recipe": recipe(name).to_dict(), "thesis": reported(name)}
+    info |= {"architecture": recipe(name).architecture, "results": None, "sha256": None, "bytes": None, "weights": None}
+    folder = release_folder(name, weights_dir) or index.bundled_folder(name)
+    entry = index.entries().get(name)
+    if folder is not None:
+        config = read_config(folder)
+        info["results"], info["weights"] = config["tcl_zoo"]["results"], str(folder)
+        info["sha256"], info["bytes"] = config["tcl_zoo"]["sha256"], config["tcl_zoo"]["bytes"]
+    elif entry is not None:
+        info["results"], info["sha256"], info["bytes"] = entry["results"], entry["sha256"], entry["bytes"]
+        info["weights"] = f"hf-hub:{entry['repo_id']}@{entry['revision']}" if entry.get("repo_id") else None
+    return info
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    weights_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """The timm model of a name.
+
+    Args:
+        name: ``<objective>_<encoder>_<dataset>[.<variant>]``.
+        pretrained: load the released weights.
+        num_classes: outputs of the classifier: those of the data set where not given, 0 for pooled features [N, d];
+            any other number gets a fresh classifier.
+        weights_dir: a release folder, or a folder of them, to take the weights from.
+        revision: of the Hub repository, instead of the pinned one.
+        cache_dir: huggingface_hub's cache.
+        **timm_kwargs: for ``timm.create_model``: ``features_only``, ``in_chans``, ``drop_path_rate`` ...
+
+    Returns:
+        The model, in train mode as timm gives it.
+
+    Raises:
+        RecipeError: unknown name.
+        WeightsError: no weights, or not those that were released.
+    """
+    import timm
+
+    if not pretrained:
+        data, architecture = DATA[recipe(name).dataset], recipe(name).architecture
+        timm_kwargs.setdefault("in_chans", data.in_chans)
+        classes = data.num_classes if num_classes is None else num_classes
+        return timm.create_model(architecture, num_classes=classes, **timm_kwargs)
+    release = locate(name, weights_dir, revision, cache_dir)
+    config, state = release.config, read_weights(release)
+    cfg = {**config["pretrained_cfg"], "state_dict": state, "num_classes": config["num_classes"]}
+    timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
+    classes = config["num_classes"] if num_classes is None else num_classes
+    try:
+        model = timm.create_model(
+            config["architecture"], pretrained=True, pretrained_cfg=cfg, num_classes=classes, **timm_kwargs
+        )
+    except (RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"the weights in {release.folder} do not fit {config['architecture']}: {reason}") from error
+    if getattr(model, "pretrained_cfg", None):
+        model.pretrained_cfg.pop("state_dict", None)  # the loaded tensors have no business in the model's facts
+    return model
+
+
+def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = None) -> Any:
+    """PIL image to model input [C, S, S] float32, as the model is evaluated.
+
+    Args:
+        name: any recipe name; released or not.
+        weights_dir: a release folder to take the input configuration from.
+
+    Raises:
+        RecipeError: unknown name.
+    """
+    from timm.data import create_transform as timm_transform
+    from torchvision.transforms import v2
+
+    folder = release_folder(name, weights_dir) or index.bundled_folder(name)
+    cfg = read_config(folder)["pretrained_cfg"] if folder else pretrained_cfg(recipe(name).dataset)
+    size = tuple(cfg["input_size"])
+    transform = timm_transform(
+        size, is_training=False, interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"],
+        crop_pct=cfg["crop_pct"],
+    )  # fmt: skip
+    mode = "L" if size[0] == 1 else "RGB"
+    return v2.Compose([v2.Lambda(lambda image: image.convert(mode)), transform])
+
+
+def pretrained_cfg(dataset: str) -> dict[str, Any]:
+    """timm's pretrained_cfg of a data set's models: input, normalisation and head (SPEC section 4)."""
+    from .datasets import DATASETS, class_names
+
+    info = DATASETS[dataset]
+    return {
+        "num_classes": info.num_classes,
+        "input_size": [info.channels, info.size, info.size],
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "interpolation": "bilinear",
+        "crop_pct": 0.875 if info.size >= 64 else 1.0,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "label_names": list(class_names(dataset)),
+        "license": "apache-2.0",
+    }

@@ -1,0 +1,198 @@
+"""What a split is: images in memory (:class:`Split`) or streamed from class folders (:class:`FolderSplit`)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import DataError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in memory: ``images`` uint8 [N, C, H, W], ``labels`` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Sha256 of the images' bytes in [N, H, W, C] order, then of the labels as '<i8'."""
+        digest = hashlib.sha256(self.images.cpu().permute(0, 2, 3, 1).numpy().tobytes())
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class FolderSplit(Dataset[tuple[Tensor, int, int]]):
+    """Streams ``folder/<class>/*.png``: item i is (views uint8 [V, C, S, S], label, i).
+
+    As made, it gives the evaluation view: shorter side to S * 256 / 224, centre crop S (SPEC §4).
+    What is drawn for an image depends on (seed, epoch, i) alone, so neither the number of workers
+    nor the order nor a resumed run changes it. Images are ordered by label, then by file name.
+
+    Args:
+        folder: holds one folder per class.
+        folders: the class folders in label order; default: all of them, sorted.
+        classes: class names in label order; default: the folder names.
+        size, channels: S in pixels; 3 (decoded to RGB) or 1 (to grey).
+
+    Raises:
+        DataError: no class folders, or one without images; an item: a file that does not decode.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        folders: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        size: int = 224,
+        channels: int = 3,
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self.folder, self.size, self.channels = Path(folder), size, channels
+        self.views, self.seed, self.epoch = 1, 0, 0
+        self.transform: Any = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        if not (folders := folders or subfolders(self.folder)):
+            raise DataError(f"{self.folder} has no class folders: it needs <class>/*.png")
+        self.classes = tuple(classes or folders)
+        found = [_image_files(self.folder / name) for name in folders]
+        self.files = [f"{name}/{f}" for name, fs in zip(folders, found, strict=True) for f in fs]
+        self.labels = torch.arange(len(found)).repeat_interleave(torch.tensor([*map(len, found)]))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def view(
+        self,
+        views: int = 2,
+        seed: int = 0,
+        scale: tuple[float, float] = (0.2, 1.0),
+        transform: Any = None,
+    ) -> FolderSplit:
+        """The same images for training: V random resized crops, aspect ratio 3/4..4/3, no flip.
+
+        ``transform`` (PIL to PIL, drawing from torch's generator) may replace the crop.
+        """
+        from torchvision.transforms import v2
+
+        split = copy.copy(self)
+        split.transform = transform or v2.RandomResizedCrop(self.size, scale, (3 / 4, 4 / 3))
+        split.views, split.seed = views, seed
+        return split
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; call it before iterating, as workers copy the data set when they start."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        image = self.image(index)
+        key = hashlib.sha256(f"{self.seed}/{self.epoch}/{index}".encode()).digest()[:8]
+        with torch.random.fork_rng(devices=[], device_type="cpu"):
+            # not torch.manual_seed: it would reseed the GPUs, which nothing here restores
+            torch.default_generator.manual_seed(int.from_bytes(key, "little") >> 1)
+            views = [pil_to_tensor(self.transform(image)) for _ in range(self.views)]
+        return torch.stack(views), int(self.labels[index]), index
+
+    def image(self, index: int) -> Any:
+        """The decoded PIL image, RGB or grey."""
+        from PIL import Image
+
+        path = self.folder / self.files[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB" if self.channels == 3 else "L")
+        except Exception as error:  # a damaged file raises whatever its first bad byte meets
+            raise DataError(f"{path} does not decode: {why(error)}; replace it") from error
+
+    def decoded(self) -> Split:
+        """All images in memory; a ``DataError`` names one that is not S x S pixels."""
+        side, images = self.size, np.empty((len(self), self.size, self.size, self.channels), "u1")
+        for index, file in enumerate(self.files):
+            image = self.image(index)
+            if image.size != (side, side):
+                found = f"{image.width} x {image.height} pixels, not {side} x {side}"
+                raise DataError(f"{self.folder / file} has {found}; resize it")
+            images[index] = np.asarray(image).reshape(side, side, -1)
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        return Split(pixels, self.labels, self.classes)
+
+    def fingerprint(self) -> str:
+        """Sha256 over the files sorted by relative path: path, NUL byte, sha256 of the content."""
+        digest = hashlib.sha256()
+        for file in sorted(self.files):
+            content = hashlib.sha256((self.folder / file).read_bytes())
+            digest.update(file.encode() + b"\0" + content.digest())
+        return digest.hexdigest()
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:  # a worker's error arrives with its whole traceback as text
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+
+
+def loader(dataset: Dataset[Any], batches: Iterable[Any], workers: int = 0) -> DataLoader[Any]:
+    """A DataLoader over given batches of indices; takes nothing from the global generator."""
+    return _Loader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:
+    """(train, held): ``n`` images held out to choose hyperparameters on, stratified by class.
+
+    Both keep the order of ``split``. Raises DataError if ``n`` images cannot be stratified.
+    """
+    from sklearn.model_selection import train_test_split
+
+    indices, labels = np.arange(len(split)), split.labels.cpu().numpy()
+    try:
+        parts = train_test_split(indices, test_size=n, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(f"cannot hold out {n} of {len(split)} images: {why(error)}") from error
+    train, held = (torch.from_numpy(np.sort(part)).to(split.labels.device) for part in parts)
+    return (
+        Split(split.images[train], split.labels[train], split.classes),
+        Split(split.images[held], split.labels[held], split.classes),
+    )
+
+
+def subfolders(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+
+
+def _image_files(folder: Path) -> list[str]:
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found = [n for n in names if n.lower().endswith(_SUFFIXES) and n[0] != "."]
+    if not found:
+        raise DataError(f"class folder {folder} has no images ({' '.join(_SUFFIXES)}); fill it")
+    return found
+
+
+def why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

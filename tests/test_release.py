@@ -1,0 +1,281 @@
+"""From a run to a verified model: the release folder, loading it here and by plain timm, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import tcl_zoo
+from tcl_zoo.datasets import load
+from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
+from tcl_zoo.models import pretrained_cfg
+from tcl_zoo.probe import predict
+from tcl_zoo.release import release
+from tcl_zoo.verify import golden_inputs, verify
+from tcl_zoo.weights import locate
+
+NAME = "tcl_resnet20_digits.e1"
+
+
+@pytest.fixture
+def copy(released, tmp_path):
+    """A copy of the release that a test may damage."""
+    shutil.copytree(released / NAME, tmp_path / NAME)
+    return tmp_path
+
+
+def edit(folder: Path, change) -> None:
+    path = folder / NAME / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def test_release_folder(released):
+    folder = released / NAME
+    assert {p.name for p in folder.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "projector.safetensors", "training_curve.png", "confusion.png"
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    facts = config["tcl_zoo"]
+    assert facts["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert facts["fingerprints"]["test"] == load("digits", split="test").fingerprint()
+    assert (facts["results"]["n"], facts["results"]["epochs"], facts["results"]["last_epoch"]) == (360, 1, 1)
+    assert not [p for p in released.iterdir() if p.name.startswith(".part-")]
+    for picture in folder.glob("*.png"):
+        with Image.open(picture) as image:
+            assert image.width >= 800
+
+
+def test_card_is_valid_hub_metadata(released):
+    card = ModelCard.load(released / NAME / "README.md")
+    facts = json.loads((released / NAME / "config.json").read_text())["tcl_zoo"]
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == (
+        "timm", "image-classification", "apache-2.0"
+    )  # fmt: skip
+    (result,) = card.data.eval_results
+    assert result.metric_value == round(facts["results"]["top1"], 2)
+    assert f"**{facts['results']['top1']:.2f}**" in card.text
+
+
+def test_load_and_verify(released):
+    checked = verify(NAME, weights_dir=released, device="cpu")
+    assert checked.ok and checked.same_data and checked.n == 360
+    assert checked.measured == pytest.approx(checked.reported)
+    assert checked.golden == pytest.approx(0, abs=1e-4)
+    counts = checked.confusion()
+    assert counts.sum() == 360 and counts.diagonal().sum() == checked.hits
+    assert sum(n for _, n, _ in checked.per_class()) == 360
+
+
+def test_independent_measurement(released):
+    """Top-1 by nothing of ours but the weights: plain torch on sklearn's digits."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    _, images, _, labels = train_test_split(
+        raw.images, raw.target, test_size=360, stratify=raw.target, random_state=0
+    )  # fmt: skip
+    model = timm.create_model("resnet20_cifar", num_classes=10, in_chans=1).eval()
+    model.load_state_dict(safetensors.torch.load_file(released / NAME / "model.safetensors"))
+    x = torch.from_numpy(np.rint(images * 255 / 16).astype("float32") / 255)[:, None]
+    with torch.no_grad():
+        top1 = 100 * (model((x - 0.3054) / 0.3760).argmax(1).numpy() == labels).mean()
+    assert top1 == pytest.approx(verify(NAME, weights_dir=released).reported)
+
+
+def test_create_model_variants(released):
+    full = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released).eval()
+    encoder = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released / NAME, num_classes=0).eval()
+    fresh = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released, num_classes=37).eval()
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(full.fc(encoder(x)), full(x))
+        assert fresh(x).shape == (2, 37)
+        torch.testing.assert_close(fresh.forward_features(x), full.forward_features(x))
+        maps = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released, features_only=True).eval()(x)
+        torch.testing.assert_close(maps[-1], full.forward_features(x))
+        rgb = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released, in_chans=3).eval()
+        assert rgb(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    assert "state_dict" not in full.pretrained_cfg
+    assert tcl_zoo.create_model("tcl_resnet50_cifar100", num_classes=0).num_features == 2048
+
+
+def test_environment_variable(released, monkeypatch):
+    monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(released))
+    assert locate(NAME).folder == released / NAME
+    with pytest.raises(WeightsError, match="has no released weights"):
+        locate("tcl_resnet50_cifar100")  # not there: the search goes on
+
+
+def test_plain_timm_reads_the_folder(released):
+    ours = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released).eval()
+    theirs = timm.create_model(f"local-dir:{released / NAME}", pretrained=True).eval()
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+    assert theirs.pretrained_cfg["label_names"][3] == "3"
+
+
+def test_transform_is_what_was_evaluated(released):
+    test = load("digits", split="test")
+    transform = tcl_zoo.create_transform(NAME, weights_dir=released)
+    model = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released).eval()
+    pictures = [Image.fromarray(test.images[i, 0].numpy()) for i in range(8)]
+    batch = torch.stack([transform(p) for p in pictures])
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), predict(model, test)[:8], rtol=1e-4, atol=1e-4)
+    colour = tcl_zoo.create_transform("tcl_resnet50_cifar100")
+    assert colour(pictures[0]).shape == (3, 32, 32)
+
+
+def test_golden_inputs_are_pinned():
+    assert hashlib.sha256(golden_inputs(3, 32).numpy().tobytes()).hexdigest().startswith("b4a262216347db10")
+    assert golden_inputs(1, 8).float().std() > 50
+
+
+def test_model_info(released):
+    info = tcl_zoo.model_info(NAME, weights_dir=released)
+    assert info["results"]["n"] == 360 and info["recipe"]["epochs"] == 1
+    assert tcl_zoo.model_info("tcl_resnet50_cifar100")["thesis"] == (79.8, "Table 5.1")
+
+
+def test_unreleased_and_unknown_names():
+    with pytest.raises(WeightsError, match=r"python scripts/train.py tcl_resnet50_cifar100 --data-dir"):
+        tcl_zoo.create_model("tcl_resnet50_cifar100", pretrained=True)
+    for pretrained in (True, False):
+        with pytest.raises(RecipeError, match="did you mean"):
+            tcl_zoo.create_model("tcl_resnet50_cifar1000", pretrained=pretrained)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "missing", "foreign"])
+def test_damaged_weights(copy, damage):
+    path = copy / NAME / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    elif damage == "truncate":
+        del data[-100:]
+    elif damage == "empty":
+        data.clear()
+    elif damage == "foreign":
+        data[:] = safetensors.torch.save({"x": torch.zeros(3)})
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data)
+    with pytest.raises(WeightsError) as caught:
+        tcl_zoo.create_model(NAME, pretrained=True, weights_dir=copy)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["foreign", "pickle", "garbage", "shapes"])
+def test_wrong_content_with_the_right_hash(copy, content):
+    """A release whose own config vouches for a file that is no weights of this architecture."""
+    path = copy / NAME / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    if content == "foreign":
+        path.write_bytes(safetensors.torch.save({"x": torch.zeros(3)}))
+    elif content == "pickle":
+        torch.save({"x": torch.zeros(3)}, path)
+    elif content == "garbage":
+        path.write_bytes(b"\xff" * 1000)
+    else:
+        path.write_bytes(safetensors.torch.save(state | {"conv1.weight": torch.zeros(99, 1, 3, 3)}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(copy, lambda config: config["tcl_zoo"].update(sha256=digest))
+    with pytest.raises(WeightsError):
+        tcl_zoo.create_model(NAME, pretrained=True, weights_dir=copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("architecture"), "lacks architecture"),
+        (lambda c: c.pop("tcl_zoo"), "lacks tcl_zoo"),
+        (lambda c: c["tcl_zoo"].pop("sha256"), "lacks sha256"),
+        (lambda c: c["pretrained_cfg"].pop("mean"), "lacks mean"),
+        (lambda c: c.update(num_classes="ten"), "lacks num_classes"),
+        (lambda c: c.update(architecture="vit_base_patch16_224"), "not of this zoo"),
+        (lambda c: c.update(model_args={"block": "os.system"}), "model_args this zoo does not use"),
+        (lambda c: c["pretrained_cfg"].update(surprise=1), "do not fit"),
+        (lambda c: c["tcl_zoo"].update(name="tcl_resnet20_digits.e2"), "holds tcl_resnet20_digits.e2"),
+    ],
+)
+def test_damaged_config(copy, change, message):
+    edit(copy, change)
+    with pytest.raises(WeightsError, match=message):
+        tcl_zoo.create_model(NAME, pretrained=True, weights_dir=copy / NAME)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_config_that_is_no_config(copy, text):
+    (copy / NAME / "config.json").write_text(text)
+    with pytest.raises(WeightsError):
+        tcl_zoo.create_model(NAME, pretrained=True, weights_dir=copy)
+
+
+def test_verify_notices(copy):
+    """A card that claims two images too many, other golden logits, or other test images."""
+    edit(copy, lambda c: c["tcl_zoo"]["results"].update(top1=c["tcl_zoo"]["results"]["top1"] + 100 * 2 / 360))
+    assert not verify(NAME, weights_dir=copy).ok
+    edit(copy, lambda c: c["tcl_zoo"]["fingerprints"].update(test="0" * 64))
+    other = verify(NAME, weights_dir=copy)
+    assert other.ok and not other.same_data
+    edit(copy, lambda c: c["tcl_zoo"]["golden"].update(logits=[[0.0] * 10] * 4))
+    assert not verify(NAME, weights_dir=copy).ok
+    edit(copy, lambda c: c["tcl_zoo"].pop("golden"))
+    with pytest.raises(WeightsError, match="lacks what verify compares"):
+        verify(NAME, weights_dir=copy)
+
+
+def test_release_refuses(released, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(released.parent / "run", run)
+    stored = json.loads((run / "recipe.json").read_text())
+    stored["recipe"]["lr"] = 0.2
+    (run / "recipe.json").write_text(json.dumps(stored))
+    with pytest.raises(TrainingError, match=r"not the recipe .*lr=0.2 \(recipe: 0.1\)"):
+        release(run, tmp_path / "out")
+    stored["recipe"]["lr"] = 0.1
+    (run / "recipe.json").write_text(json.dumps(stored))
+    (run / "results.json").unlink()
+    with pytest.raises(TrainingError, match="not evaluated"):
+        release(run, tmp_path / "out")
+    (run / "encoder.safetensors").unlink()
+    with pytest.raises(TrainingError, match="not finished"):
+        release(run, tmp_path / "out")
+    with pytest.raises(TrainingError, match="not a run folder"):
+        release(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_encoders_are_released_in_float16(tmp_path, monkeypatch, released):
+    monkeypatch.setattr("tcl_zoo.release._HALF_ABOVE", 1000)
+    folder = release(released.parent / "run", tmp_path, device="cpu")
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    assert state["conv1.weight"].dtype == torch.float16
+    assert verify(NAME, weights_dir=tmp_path).ok
+    model = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=tmp_path)
+    assert model.conv1.weight.dtype == torch.float32
+
+
+def test_pretrained_cfg_normalises_as_training_does():
+    from tcl_zoo.batches import Normalise
+    from tcl_zoo.probe import normaliser
+
+    model = tcl_zoo.create_model("tcl_resnet20_cifar10", num_classes=0)
+    model.pretrained_cfg = pretrained_cfg("cifar10")
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(normaliser(model)(images), Normalise("cifar10")(images), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,241 @@
+"""Training: exact resume, what a run folder holds, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcl_zoo import train as train_module
+from tcl_zoo.batches import Batches
+from tcl_zoo.datasets import DATASETS, Split
+from tcl_zoo.errors import TrainingError
+from tcl_zoo.recipes import recipe
+from tcl_zoo.train import Trainer, train
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name in ("encoder", "projector", "classifier")
+        if (run_dir / f"{name}.safetensors").is_file()
+        for key, value in load_file(run_dir / f"{name}.safetensors").items()
+    }
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys() and a
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture(scope="module")
+def undisturbed(short, digits, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    result = train(short, run_dir=run_dir, split=digits, cpu=True)
+    assert result.finished and result.epoch == 3
+    return run_dir
+
+
+class StopAfter:
+    """Stands in for the clock: asks to stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.reason = steps, "test"
+
+    def __call__(self) -> bool:
+        self.steps -= 1
+        return self.steps < 0
+
+    signals = train_module._Stop.signals
+
+
+@pytest.mark.parametrize("stops", [[0], [1, 3], [6], [2, 2, 2]], ids=str)
+def test_resume_is_bit_equal(undisturbed, short, digits, tmp_path, monkeypatch, stops):
+    for steps in stops:
+        with monkeypatch.context() as m:
+            m.setattr(train_module, "_Stop", lambda _, steps=steps: StopAfter(steps))
+            assert not train(short, run_dir=tmp_path / "run", split=digits, cpu=True).finished
+        torch.rand(3)  # whatever else the process draws must not matter
+    assert train(short, run_dir=tmp_path / "run", split=digits, cpu=True).finished
+    assert_same(weights(tmp_path / "run"), weights(undisturbed))
+    ours, theirs = (
+        [json.loads(line) for line in (d / "metrics.jsonl").open()] for d in (tmp_path / "run", undisturbed)
+    )
+    assert [(m["epoch"], m["loss"], m["lr"]) for m in ours] == [(m["epoch"], m["loss"], m["lr"]) for m in theirs]
+
+
+def test_run_folder(undisturbed, short):
+    assert json.loads((undisturbed / "recipe.json").read_text())["recipe"] == short.to_dict()
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").open()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert lines[-1]["views"] == 3 * 4 * 128
+    assert lines[0]["lr"] == pytest.approx(0.1)
+    left = sorted(p.name for p in (undisturbed / "checkpoint").iterdir())
+    assert left == ["epoch-00002-step-0000000", "epoch-00003-step-0000000"]
+    assert not list(undisturbed.glob(".*.part"))
+
+
+def test_finished_run_is_left_alone(undisturbed, short, digits):
+    before = weights(undisturbed)
+    assert train(short, run_dir=undisturbed, split=digits, cpu=True).finished
+    assert_same(weights(undisturbed), before)
+
+
+def test_damaged_checkpoint_falls_back(undisturbed, short, digits, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as m:
+        m.setattr(train_module, "_Stop", lambda _: StopAfter(9))
+        train(short, run_dir=tmp_path / "run", split=digits, cpu=True)
+    newest = max((tmp_path / "run" / "checkpoint").iterdir())
+    (newest / "model.safetensors").write_bytes(b"garbage")
+    assert train(short, run_dir=tmp_path / "run", split=digits, cpu=True).finished
+    assert "cannot be read" in capsys.readouterr().out
+    assert_same(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_time_limit(short, digits, tmp_path):
+    result = train(short, run_dir=tmp_path / "run", split=digits, cpu=True, time_limit=0.001)
+    assert not result.finished and result.epoch == 0
+
+
+def test_interrupt_by_signal(short, digits, tmp_path, monkeypatch):
+    def interrupting(self, views, labels, original=Trainer.step):
+        if self.epoch == 1 and self.step_done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, views, labels)
+
+    monkeypatch.setattr(Trainer, "step", interrupting)
+    result = train(short, run_dir=tmp_path / "run", split=digits, cpu=True)
+    assert (result.finished, result.epoch) == (False, 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_cross_entropy_learns(digits, tmp_path):
+    plan = dataclasses.replace(recipe("ce_resnet20_digits"), epochs=10, batch_views=32)
+    train(plan, run_dir=tmp_path, split=digits, cpu=True)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert losses[-1] < 0.6 * losses[0]
+    assert "classifier/weight" in weights(tmp_path)
+
+
+def test_accumulation_only_for_cross_entropy(short, digits, tmp_path):
+    with pytest.raises(TrainingError, match="its own negatives"):
+        train(short, run_dir=tmp_path / "run", split=digits, gradient_accumulation_steps=2)
+    assert not (tmp_path / "run").exists()
+    plan = dataclasses.replace(recipe("ce_resnet20_digits"), epochs=1)
+    assert train(plan, run_dir=tmp_path / "ce", split=digits, gradient_accumulation_steps=2, cpu=True).finished
+    with pytest.raises(TrainingError, match="do not divide"):
+        train(plan, run_dir=tmp_path / "ce3", split=digits, gradient_accumulation_steps=3, cpu=True)
+
+
+def test_step_is_sgd_on_the_loss(short, digits):
+    """One step against torch written out by hand: loss of the two views, decay on everything, momentum."""
+    import timm
+    from accelerate import Accelerator
+
+    from tcl_zoo.losses import tuned_contrastive_loss
+
+    trainer = Trainer(short, digits, Accelerator(cpu=True), 0, 1)
+    network = trainer.accelerator.unwrap_model(trainer.network).train()
+    twin = timm.create_model("resnet20_cifar", num_classes=0, in_chans=1).train()
+    twin.load_state_dict(network.encoder.state_dict())
+    first, second = (network.objective.projector.layers[i] for i in (0, 2))
+    views, labels = next(trainer.batches.epoch(0))
+    hidden = torch.relu(twin(views) @ first.weight.detach().T + first.bias.detach())
+    out = hidden @ second.weight.detach().T + second.bias.detach()
+    expected = tuned_contrastive_loss(out / out.norm(dim=1, keepdim=True), torch.cat([labels, labels]), 0.1, 5000, 1)
+    expected.backward()
+    before = twin.conv1.weight.detach().clone()
+    loss = trainer.step(views, labels)
+    torch.testing.assert_close(loss, expected.detach())
+    updated = before - 0.1 * (twin.conv1.weight.grad + 1e-4 * before)
+    torch.testing.assert_close(network.encoder.conv1.weight.detach(), updated)
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e30}, {"lr": 1e12, "weight_decay": 10.0}])
+def test_nan_loss_stops_with_the_step(short, digits, tmp_path, change):
+    plan = dataclasses.replace(short, **change)
+    with pytest.raises(TrainingError, match=r"epoch \d+, step \d+; try a lower learning rate"):
+        train(plan, run_dir=tmp_path / "run", split=digits, cpu=True)
+
+
+def test_refused_run_folders(undisturbed, short, digits, tmp_path):
+    with pytest.raises(TrainingError, match=r"lr \(0.1 there, 0.2 now\)"):
+        train(dataclasses.replace(short, lr=0.2), run_dir=undisturbed, split=digits, cpu=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="not a run folder"):
+        train(short, run_dir=tmp_path / "mine", split=digits, cpu=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot write the run folder"):
+        train(short, run_dir=tmp_path / "file", split=digits, cpu=True)
+    with pytest.raises(TrainingError, match="do not fill one batch"):
+        train(dataclasses.replace(short, batch_views=2048), run_dir=tmp_path / "big", split=digits, cpu=True)
+    assert not (tmp_path / "big").exists()
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "recipe.json").write_text("{")
+    with pytest.raises(TrainingError, match="is damaged"):
+        train(short, run_dir=damaged, split=digits, cpu=True)
+
+
+def test_run_folder_in_use(short, digits, tmp_path):
+    code = (
+        "import sys; from tcl_zoo.runs import Run; from tcl_zoo.recipes import from_dict; import json\n"
+        f"recipe = from_dict(json.loads({json.dumps(short.to_dict())!r}))\n"
+        f"r = Run({str(tmp_path / 'run')!r}, recipe, {{'precision': 'no'}})\n"
+        "r.lock(); print('locked', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline().strip() == "locked"
+        with pytest.raises(TrainingError, match="in use by another training"):
+            train(short, run_dir=tmp_path / "run", split=digits, cpu=True)
+    finally:
+        holder.communicate("")
+
+
+def test_bf16_and_unknown_precision(short, digits, tmp_path):
+    plan = dataclasses.replace(short, epochs=1)
+    assert train(plan, run_dir=tmp_path / "bf16", split=digits, cpu=True, precision="bf16").finished
+    with pytest.raises(TrainingError, match="unknown precision"):
+        train(plan, run_dir=tmp_path / "x", split=digits, cpu=True, precision="fp8")
+    with pytest.raises(TrainingError, match="precision"):
+        train(plan, run_dir=tmp_path / "bf16", split=digits, cpu=True, precision="fp32")
+
+
+def test_batches_are_a_function_of_epoch_and_step(digits):
+    def make(**kwargs) -> Batches:
+        return Batches(digits, "digits", "crop", 1, 2, 64, seed=3, **kwargs)
+
+    whole = list(make().epoch(1))
+    assert len(whole) == 4 and whole[0][0].shape == (128, 1, 8, 8)
+    for (views, labels), (again, labels_again) in zip(whole[2:], make().epoch(1, start=2), strict=True):
+        assert torch.equal(views, again) and torch.equal(labels, labels_again)
+    halves = [list(make(rank=rank, world=2).epoch(1)) for rank in (0, 1)]
+    for step, (views, labels) in enumerate(whole):
+        v = torch.cat([h[step][0].unflatten(0, (2, 32)) for h in halves], dim=1).flatten(0, 1)
+        assert torch.equal(v, views)
+        assert torch.equal(torch.cat([h[step][1] for h in halves]), labels)
+    assert not torch.equal(next(make().epoch(2))[0], whole[0][0])
+    assert not torch.equal(whole[0][0][:64], whole[0][0][64:])  # the two views differ
+
+
+def test_batches_visit_every_image_once(digits):
+    indices = torch.arange(256)
+    marked = Split((indices % 256).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), indices, digits.classes)
+    batches = Batches(marked, "digits", "none", 1, 1, 60, seed=0)
+    seen = torch.cat([labels for _, labels in batches.epoch(0)])
+    assert len(seen) == 240 == len(seen.unique())  # the partial batch is dropped
+    for views, labels in batches.epoch(0):
+        info = DATASETS["digits"]
+        np.testing.assert_allclose(views[:, 0, 0, 0], (labels / 255 - info.mean[0]) / info.std[0], rtol=1e-4, atol=1e-5)
