@@ -1,0 +1,30 @@
+# make demo, make test: each sets up everything it needs in .venv
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+demo: .venv/demo.done
+	$(BIN)/tcl-zoo demo
+
+test: .venv/test.done lint
+	$(BIN)/python -m pytest
+
+lint: .venv/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("tcl_zoo needs Python 3.10 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 10) else 0'
+	$(PYTHON) -m venv .venv
+
+.venv/demo.done: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/test.done: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@ .venv/demo.done

@@ -1,0 +1,143 @@
+"""The commands: output, exit codes, one-line errors, and that the light ones load no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tcl_zoo import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "tcl_resnet20_digits.e1"
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    try:
+        code = cli.main(args)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def script(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("args", [["list"], ["list", "tcl_*cifar100*"], ["info", "tcl_resnet50_cifar100"], ["--help"]])
+def test_light_commands_load_no_torch(args):
+    code = (
+        "import sys\nfrom tcl_zoo.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(9 if {'torch', 'timm', 'numpy'} & set(sys.modules) else 0)"
+    )
+    assert script("-c", code, *args).returncode == 0
+
+
+def test_list(capsys):
+    code, out, _ = run(capsys, "list", "tcl_*cifar100*")
+    lines = out.splitlines()
+    assert code == 0 and all(len(line) <= 80 for line in lines)
+    (flagship,) = [line for line in lines if line.split()[0] == "tcl_resnet50_cifar100"]
+    assert "79.80" in flagship
+    assert all(line.startswith("tcl_") for line in lines[1:])
+    assert run(capsys, "list", "nothing*")[0] == 1
+    assert "tcl_resnet20_digits" in run(capsys, "list", "--pretrained")[1]
+
+
+def test_info(capsys):
+    code, out, _ = run(capsys, "info", "tcl_resnet50_cifar100")
+    assert code == 0 and "79.8 % (Table 5.1)" in out and "scripts/train.py tcl_resnet50_cifar100" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_verify(capsys, released, tmp_path):
+    code, out, _ = run(capsys, "verify", NAME, "--weights-dir", str(released), "--per-class", "--device", "cpu",
+                       "--confusion", str(tmp_path / "c.png"))  # fmt: skip
+    assert code == 0 and "OK: the card holds" in out
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+    config = json.loads((released / NAME / "config.json").read_text())
+    assert f"{config['tcl_zoo']['results']['top1']:6.2f}" in out
+
+
+def test_verify_fails_with_exit_code_1(capsys, released, tmp_path):
+    import shutil
+
+    shutil.copytree(released / NAME, tmp_path / NAME)
+    path = tmp_path / NAME / "config.json"
+    config = json.loads(path.read_text())
+    config["tcl_zoo"]["results"]["top1"] += 5
+    path.write_text(json.dumps(config))
+    code, out, _ = run(capsys, "verify", NAME, "--weights-dir", str(tmp_path), "--device", "cpu")
+    assert code == 1 and "FAILED" in out
+
+
+def test_probe(capsys, released):
+    code, out, _ = run(capsys, "probe", NAME, "--weights-dir", str(released), "--knn", "5", "--device", "cpu")
+    assert code == 0 and "linear, cached" in out and "knn5" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["info", "tcl_resnet5_cifar10"], "did you mean"),
+        (["verify", "tcl_resnet50_cifar100"], "has no released weights"),
+        (["verify", NAME, "--weights-dir", "/nowhere"], "no release of"),
+        (["probe", "tcl_resnet99_digits"], "unknown model name"),
+        (["probe", "resnet18", "--random"], "--dataset is needed"),
+        (["frobnicate"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_wrong_use(capsys, args, message):
+    code, _, err = run(capsys, *args)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", sorted(p.name for p in (ROOT / "scripts").glob("*.py")))
+def test_scripts_have_help_with_an_example(path):
+    done = script(f"scripts/{path}", "--help")
+    assert done.returncode == 0 and "example:" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "info", "verify", "probe", "demo"])
+def test_commands_have_help_with_an_example(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and "example:" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tcl_resnet20_digit"], "did you mean tcl_resnet20_digits"),
+        (["tcl_resnet20_digits", "--set", "epoch=3"], "did you mean epochs"),
+        (["tcl_resnet20_digits", "--set", "k1=-3"], "k1 must be finite and at least 0"),
+        (["tcl_resnet20_digits", "--time-limit", "soon"], "is not a time"),
+        (["tcl_resnet20_cifar10", "--data-dir", "/nowhere"], "cifar10 not found under /nowhere"),
+        (["tcl_resnet20_digits", "--gradient-accumulation-steps", "2"], "its own negatives"),
+    ],
+)
+def test_train_script_refuses(tmp_path, args, message):
+    done = script("scripts/train.py", *args, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_train_script_stops_and_goes_on(tmp_path):
+    args = ("scripts/train.py", "tcl_resnet20_digits", "--set", "epochs=1", "--cpu", "--run-dir", str(tmp_path / "r"))
+    first = script(*args, "--time-limit", "0.1s")
+    assert first.returncode == 3 and "the same command goes on" in first.stdout
+    second = script(*args)
+    assert second.returncode == 0 and "top-1" in second.stdout
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert results["n"] == 360 and set(results["knn"]) == {"knn20", "knn200"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("90s", 90), ("9m", 540), ("1h30m", 5400), ("2h", 7200), ("0.5s", 0.5)]
+)
+def test_times(text, expected):
+    assert cli.seconds(text) == expected
