@@ -1,21 +1,13 @@
 """Tuned contrastive loss and supervised contrastive loss, exact, in memory linear in the batch.
 
 SupCon (eq. 3.2) is TCL (eq. 4.2-4.4) at ``k1 = 0, k2 = 1``: one implementation serves both (SPEC section 1).
-
-How it is computed. Rows are sorted by label, so the positives of a few rows lie in a narrow band of columns. Two
-rooms share the work: :func:`_negatives` walks square tiles of ``exp(s / tau)`` with every same-label entry struck
-out (nearly all of the work: a matrix product, an exponential and a sum), :func:`_positives` walks the bands, the
-only place where ``k1 exp(-s)`` is needed. ``s`` is symmetric, so a tile above the diagonal serves both its rows and
-its columns. The backward pass walks the same tiles again with the denominators known; nothing of size ``[N, N]``
-outlives a tile.
+How it walks over the pairs is in ``_pairwise.py``.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,167 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Side of a tile and height of a band, in rows. A tile of 1024 x 1024 float32 is 4 MiB: it stays in cache between the
-# exponential and the sum. Batches up to one tile keep it from forward to backward.
-_TILE = 1024
-_BAND = 64
-# exp(+-_RANGE) and sums of it are safe in float32 (max 88.7).
+from ._pairwise import Batch, Negatives, Positives, Terms
+
+# exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
 _RANGE = 70.0
-
-
-@dataclass
-class _Batch:
-    """The batch sorted by label, as the two walks need it. ``rows`` are this process's anchors, ``all`` everybody's."""
-
-    rows: Tensor  # [A, D] anchors
-    all: Tensor  # [N, D] everything an anchor is compared with; the same tensor as rows in one process
-    row_labels: Tensor  # [A], sorted
-    labels: Tensor  # [N], sorted
-    row_index: Tensor  # [A] position of each anchor in `all`
-    count: Tensor  # [A] number of positives
-    first: list[int] | None  # first and last column (exclusive) of each row's class; None: not known without a
-    last: list[int] | None  # device synchronisation, so the band is the whole width
-    temperature: float
-    k1: float
-    k2: float
-    shifted: bool  # whether exponents need a shift per row; without it they fit float32 as they are
-
-    @property
-    def symmetric(self) -> bool:
-        return self.rows is self.all
-
-    def bands(self, r0: int, r1: int, q0: int, q1: int) -> Iterator[tuple[slice, slice]]:
-        """Row and column slices that together hold every same-label entry of rows r0:r1, columns q0:q1."""
-        if self.first is None or self.last is None:
-            yield slice(r0, r1), slice(q0, q1)
-            return
-        for b0 in range(r0, r1, _BAND):
-            b1 = min(b0 + _BAND, r1)
-            c0, c1 = max(q0, self.first[b0]), min(q1, self.last[b1 - 1])
-            if c0 < c1:
-                yield slice(b0, b1), slice(c0, c1)
-
-    def same(self, rows: slice, columns: slice) -> Tensor:
-        """[rows, columns] bool: same label, self included."""
-        return self.row_labels[rows, None] == self.labels[None, columns]
-
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Tiles of [A, N]; in one process only those on and above the diagonal."""
-        for r0 in range(0, len(self.rows), _TILE):
-            for q0 in range(r0 if self.symmetric else 0, len(self.all), _TILE):
-                yield slice(r0, min(r0 + _TILE, len(self.rows))), slice(q0, min(q0 + _TILE, len(self.all)))
-
-    def whole(self) -> bool:
-        """Whether one tile holds everything."""
-        return len(self.rows) <= _TILE and len(self.all) <= _TILE
-
-    def negative_logits(self, rows: slice, columns: slice) -> Tensor:
-        """[rows, columns] s / tau + log k2 of negatives, -inf where the labels are the same."""
-        logits = (self.rows[rows] * (1 / self.temperature)) @ self.all[columns].T
-        if self.k2 != 1:
-            logits += math.log(self.k2)
-        for r, c in self.bands(rows.start, rows.stop, columns.start, columns.stop):
-            block = logits[r.start - rows.start : r.stop - rows.start, c.start - columns.start : c.stop - columns.start]
-            block.masked_fill_(self.same(r, c), -math.inf)
-        return logits
-
-    def positive_similarities(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """Bands of rows with their columns, similarities s and the mask of positives (same label, not itself)."""
-        step = _TILE if self.first is None else len(self.rows)
-        for r0 in range(0, len(self.rows), step):
-            for r, c in self.bands(r0, min(r0 + step, len(self.rows)), 0, len(self.all)):
-                mask = self.same(r, c)
-                columns = torch.arange(c.start, c.stop, device=mask.device)
-                mask &= self.row_index[r, None] != columns[None, :]
-                yield r, c, self.rows[r] @ self.all[c].T, mask
-
-
-def _shift(batch: _Batch) -> Tensor:
-    """[A] the largest exponent of each row, subtracted before exp; zeros where nothing can leave the range."""
-    shift = batch.rows.new_zeros(len(batch.rows))
-    if not batch.shifted:
-        return shift
-    shift.fill_(-math.inf)
-    for rows, columns in batch.tiles():
-        logits = batch.negative_logits(rows, columns)
-        shift[rows] = torch.maximum(shift[rows], logits.amax(1))
-        if batch.symmetric and rows.start != columns.start:
-            shift[columns] = torch.maximum(shift[columns], logits.amax(0))
-    log_k1 = math.log(batch.k1) if batch.k1 > 0 else -math.inf
-    for r, _, s, mask in batch.positive_similarities():
-        largest = torch.maximum(s / batch.temperature, log_k1 - s).masked_fill_(~mask, -math.inf)
-        shift[r] = torch.maximum(shift[r], largest.amax(1))
-    return shift.nan_to_num_(nan=math.nan, neginf=0.0)
-
-
-def _negatives(batch: _Batch, shift: Tensor, denominator: Tensor) -> Tensor | None:
-    """Adds k2 sum_n exp(s / tau - shift) to ``denominator`` [A]; returns the tile where there is only one."""
-    tile = None
-    for rows, columns in batch.tiles():
-        logits = batch.negative_logits(rows, columns)
-        transposed = batch.symmetric and rows.start != columns.start
-        if batch.shifted:
-            if transposed:
-                denominator[columns] += (logits - shift[None, columns]).exp_().sum(0)
-            tile = logits.sub_(shift[rows, None]).exp_()
-        else:
-            tile = logits.exp_()
-            if transposed:
-                denominator[columns] += tile.sum(0)
-        denominator[rows] += tile.sum(1)
-    return tile if batch.whole() and not batch.shifted else None
-
-
-def _positives(batch: _Batch, shift: Tensor, denominator: Tensor) -> Tensor:
-    """Adds the positives' exp(s / tau) and k1 exp(-s) to ``denominator`` [A]; returns the mean of s [A]."""
-    total = torch.zeros_like(denominator)
-    for r, _, s, mask in batch.positive_similarities():
-        terms = (s / batch.temperature - shift[r, None]).exp_()
-        if batch.k1 > 0:
-            terms += (math.log(batch.k1) - s - shift[r, None]).exp_()
-        denominator[r] += terms.masked_fill_(~mask, 0.0).sum(1)
-        total[r] += s.masked_fill_(~mask, 0.0).sum(1)
-    return total / batch.count.clamp(min=1)
-
-
-def _gradient(
-    batch: _Batch, shift: Tensor, scale: Tensor, pull: Tensor, all_terms: Tensor, tile: Tensor | None
-) -> Tensor:
-    """Gradient of sum_i w_i L_i over all anchors of all processes with respect to ``batch.rows``, [A, D].
-
-    Args:
-        shift: [A] as in the forward pass.
-        scale: [A] w_i / D_i of the own anchors, D_i with the shift taken out.
-        pull: [A] w_i / |P(i)|.
-        all_terms: [3, N] shift, scale and pull of everybody's anchors.
-        tile: exp(s / tau) of the negatives where the forward pass kept it.
-
-    ``s_ij`` enters L_i and L_j, so its derivative has a part of each: eq. 4.5-4.9 for the row and for the column.
-    """
-    gradient = torch.zeros_like(batch.rows)
-    tau, (shift_j, scale_j, pull_j) = batch.temperature, all_terms
-    for rows, columns in batch.tiles():
-        if batch.shifted:
-            logits = batch.negative_logits(rows, columns)
-            weights = (logits - shift[rows, None]).exp_().mul_(scale[rows, None])
-            weights += logits.sub_(shift_j[None, columns]).exp_().mul_(scale_j[None, columns])
-        else:
-            weights = batch.negative_logits(rows, columns).exp_() if tile is None else tile
-            weights = weights * (scale[rows, None] + scale_j[None, columns])
-        gradient[rows].addmm_(weights, batch.all[columns], alpha=1 / tau)
-        if batch.symmetric and rows.start != columns.start:
-            gradient[columns].addmm_(weights.T, batch.rows[rows], alpha=1 / tau)
-    for r, c, s, mask in batch.positive_similarities():
-        weights = (s / tau - shift[r, None]).exp_().mul_(scale[r, None])
-        weights += (s / tau - shift_j[None, c]).exp_().mul_(scale_j[None, c])
-        weights -= pull[r, None] + pull_j[None, c]
-        weights /= tau
-        if batch.k1 > 0:
-            log_k1 = math.log(batch.k1)
-            weights -= (log_k1 - s - shift[r, None]).exp_().mul_(scale[r, None])
-            weights -= (log_k1 - s - shift_j[None, c]).exp_().mul_(scale_j[None, c])
-        gradient[r].addmm_(weights.masked_fill_(~mask, 0.0), batch.all[c])
-    return gradient
 
 
 def _gather(local: Tensor) -> tuple[Tensor, int]:
@@ -202,82 +37,97 @@ def _gather(local: Tensor) -> tuple[Tensor, int]:
 
 
 def _sorted_batch(
-    embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
-) -> tuple[_Batch, Tensor, Tensor, int]:
-    """The batch, the order of the own anchors [A], the order of all anchors [N], and where the own ones start."""
-    rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
-    everything, start = _gather(rows) if gathered else (rows, 0)
-    all_labels = _gather(labels)[0] if gathered else labels
-    all_labels, order = all_labels.sort(stable=True)
-    everything = everything[order]
+    rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
+) -> tuple[Batch, Tensor, Tensor]:
+    """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N]."""
+    columns, offset = _gather(rows) if gathered else (rows, 0)
+    everybody = _gather(labels)[0] if gathered else labels
+    _, number, counts = everybody.unique(return_inverse=True, return_counts=True)
+    # Classes of one size stand together: number them anew by (size, label).
+    renumber = torch.empty_like(counts)
+    by_size = counts.argsort(stable=True)
+    renumber[by_size] = torch.arange(len(counts), device=counts.device)
+    number, counts = renumber[number], counts[by_size]
+    column_class, order = number.sort(stable=True)
+    columns = columns[order]
+    place = torch.arange(len(order), device=order.device)
     if gathered:
-        row_labels, row_order = labels.sort(stable=True)
+        row_class, row_order = number[offset : offset + len(rows)].sort(stable=True)
         position = torch.empty_like(order)
-        position[order] = torch.arange(len(order), device=order.device)
-        row_index = position[row_order + start]
-        rows = rows[row_order]
+        position[order] = place
+        row_index, rows = position[row_order + offset], rows[row_order]
     else:
-        row_labels, row_order, rows = all_labels, order, everything
-        row_index = torch.arange(len(order), device=order.device)
-    first = torch.searchsorted(all_labels, row_labels)
-    last = torch.searchsorted(all_labels, row_labels, right=True)
-    # Exponents lie within +-bound for rows of any norm. Asking a GPU for it would stall the queue: shift there always.
-    shifted, cpu = True, rows.device.type == "cpu"
-    if cpu:
-        bound = float(everything.square().sum(1).max()) if len(everything) else 0.0
-        log_k = [abs(math.log(k)) for k in (k1, k2) if k > 0]
-        shifted = not bound / temperature + bound + max(log_k) < _RANGE
-    batch = _Batch(
-        rows, everything, row_labels, all_labels, row_index, (last - first - 1).to(rows.dtype),
-        first.tolist() if cpu else None, last.tolist() if cpu else None, temperature, k1, k2, shifted,
+        row_class, row_order, row_index, rows = column_class, order, place, columns
+    starts = counts.cumsum(0) - counts
+    batch = Batch(
+        rows, columns, row_class.int(), column_class.int(), row_index, starts[row_class], counts[row_class],
+        temperature, k1, k2,
     )  # fmt: skip
-    return batch, row_order, order, start
+    return batch, row_order, order
+
+
+def _needs_shift(batch: Batch) -> bool:
+    """Whether exponents may leave float32's range. A GPU is not asked for the rows' norms: it shifts always."""
+    if batch.rows.device.type != "cpu":
+        return True
+    bound = float(batch.columns.square().sum(1).max()) if len(batch.columns) else 0.0
+    largest = max(abs(math.log(k)) for k in (batch.k1 or 1.0, batch.k2))
+    return not bound / batch.temperature + bound + largest < _RANGE
 
 
 class _PerAnchorLoss(torch.autograd.Function):
-    """[A] losses L_i of this process's anchors against everybody's embeddings."""
+    """[A] losses L_i of this process's anchors against everybody's embeddings, and which anchors have a positive."""
 
     @staticmethod
     def forward(
         ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
-            batch, row_order, order, start = _sorted_batch(embeddings, labels, temperature, k1, k2, gathered)
-            shift = _shift(batch)
-            denominator = torch.zeros_like(shift)
-            mean_s = _positives(batch, shift, denominator)
-            tile = _negatives(batch, shift, denominator)
-            valid = batch.count > 0
-            losses = denominator.log() + shift - mean_s / temperature
-            out = torch.empty_like(losses)
-            # Adding 0 * loss would keep a NaN; a row without positives has no loss, finite or not.
-            out[row_order] = losses.where(valid, torch.zeros_like(losses))
-            has_positive = torch.empty_like(valid)
-            has_positive[row_order] = valid
-        ctx.batch, ctx.tile = batch, tile
-        ctx.gathered, ctx.start, ctx.dtype = gathered, start, embeddings.dtype
-        ctx.save_for_backward(shift, denominator, row_order, order)
+            rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
+            batch, row_order, order = _sorted_batch(rows, labels, temperature, k1, k2, gathered)
+            negatives, positives = Negatives(batch), Positives(batch)
+            shift = None
+            if _needs_shift(batch):
+                shift = rows.new_full((len(rows),), -math.inf)
+                negatives.largest(shift)
+                positives.largest(shift)
+                shift.masked_fill_(shift == -math.inf, 0.0)
+            denominator = rows.new_zeros(len(rows))
+            count = (batch.size - 1).to(rows.dtype)
+            mean_s = positives.add_sums(denominator, shift) / count.clamp(min=1)
+            negatives.add_sums(denominator, shift)
+            losses = denominator.log() - mean_s / temperature
+            if shift is not None:
+                losses += shift
+            # A row without positives has no loss, finite or not.
+            losses.masked_fill_(count == 0, 0.0)
+            out, has_positive = torch.empty_like(losses), torch.empty_like(losses, dtype=torch.bool)
+            out[row_order], has_positive[row_order] = losses, count > 0
+        ctx.walks, ctx.gathered, ctx.dtype = (batch, negatives, positives), gathered, embeddings.dtype
+        ctx.save_for_backward(shift, denominator, count, row_order, order)
         ctx.mark_non_differentiable(has_positive)
         return out, has_positive
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        batch: _Batch = ctx.batch
-        shift, denominator, row_order, order = ctx.saved_tensors
+        batch, negatives, positives = ctx.walks
+        shift, denominator, count, row_order, order = ctx.saved_tensors
         with torch.autocast(upstream.device.type, enabled=False):
-            valid = batch.count > 0
-            weight = upstream.to(shift.dtype)[row_order].where(valid, torch.zeros_like(shift))
-            scale = weight / denominator.where(valid, torch.ones_like(denominator))
-            pull = weight / batch.count.clamp(min=1)
-            terms = torch.stack([shift, scale, pull])
+            weight = upstream.to(denominator.dtype)[row_order].masked_fill_(count == 0, 0.0)
+            scale = weight / denominator.masked_fill(count == 0, 1.0)
+            own = Terms(scale if shift is None else shift, scale, weight / count.clamp(min=1))
+            others = own
             if ctx.gathered:
-                unsorted = torch.empty_like(terms)
-                unsorted[:, row_order] = terms
-                terms = _gather(unsorted.T.contiguous())[0].T[:, order]
-            gradient = torch.empty_like(batch.rows)
-            gradient[row_order] = _gradient(batch, shift, scale, pull, terms, ctx.tile)
-        return gradient.to(ctx.dtype), None, None, None, None, None
+                unsorted = torch.empty(3, len(weight), dtype=weight.dtype, device=weight.device)
+                unsorted[:, row_order] = torch.stack([own.shift, own.scale, own.pull])
+                others = Terms(*_gather(unsorted.T.contiguous())[0].T[:, order].unbind())
+            gradient = torch.zeros_like(batch.rows)
+            negatives.add_gradient(gradient, shift, own, others)
+            positives.add_gradient(gradient, shift, own, others)
+            out = torch.empty_like(gradient)
+            out[row_order] = gradient.mul_(1 / batch.temperature)
+        return out.to(ctx.dtype), None, None, None, None, None
 
 
 def _check(embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, reduction: str) -> None:

@@ -98,12 +98,16 @@ def test_equals_loops_over_pairs(n, classes, params, reduction):
         args = (z, labels, *params, reduction, random_upstream(z) if reduction == "none" else None)
         expected = oracle(*args, f=loop_losses)
         assert_close(oracle(*args), expected, 1e-12)  # the two oracles agree
-        assert_close(ours(*args), expected, rtol)
+        # With two rows the gradient is exactly 0, the difference of two terms of size 1 / tau.
+        assert_close(ours(*args), expected, rtol, floor=0.1)
+
+
+few_labels = st.lists(st.integers(-3, 3), min_size=2, max_size=9)
 
 
 @PROPERTY
 @given(
-    labels=st.lists(st.integers(-3, 3), min_size=2, max_size=9).filter(lambda x: len(set(x)) < len(x)),
+    labels=few_labels.filter(lambda labels: len(set(labels)) < len(labels)),
     shift=st.sampled_from([0, 2**24, 2**53]),  # where neighbours collide in float32, float64
     tau=st.floats(0.005, 2),
     k1=st.one_of(st.just(0.0), st.floats(1e-3, 1e5)),
