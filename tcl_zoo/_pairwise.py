@@ -1,6 +1,8 @@
 """All pairs of a batch without an [N, N] matrix: the two walks behind ``losses.py``.
 
-Rows are sorted by the size of their class and then by class, so that a class is a block of neighbouring rows.
+On a CPU, rows come sorted by the size of their class and then by class, so that a class is a block of neighbouring
+rows whose borders are known (``Batch.bounds``). Small batches, and those on a GPU, where asking for the borders would
+stall the queue, come as they are and every pair's labels are compared.
 
 - :class:`Negatives` walks square tiles of ``k2 exp(s / tau)`` with the class blocks struck out. Nearly all of the work
   is here: a matrix product, an exponential, a sum. ``s`` is symmetric, so in one process a tile above the diagonal
@@ -39,21 +41,20 @@ class Batch:
 
     rows: Tensor  # [A, D]
     columns: Tensor  # [N, D]; the same tensor as rows in one process
-    row_class: Tensor  # [A] int32 class numbers in sorted order
+    row_class: Tensor  # [A] class numbers or labels
     column_class: Tensor  # [N]
     row_index: Tensor  # [A] where each anchor stands among the columns
-    start: Tensor  # [A] first column of the anchor's class
-    size: Tensor  # [A] columns of the anchor's class, itself included
     temperature: float
     k1: float
     k2: float
+    start: Tensor | None = None  # [A] first column of the anchor's class, where sorted
+    size: Tensor | None = None  # [A] columns of the anchor's class, itself included
 
     def __post_init__(self) -> None:
         self.symmetric = self.rows is self.columns
         self.single = max(len(self.rows), len(self.columns)) <= SINGLE
-        # Python needs the blocks' borders; on a GPU asking for them would stall the queue.
         self.bounds: tuple[list[int], list[int]] | None = None
-        if self.rows.device.type == "cpu":
+        if self.start is not None and self.size is not None:
             self.bounds = self.start.tolist(), (self.start + self.size).tolist()
 
 
@@ -149,7 +150,15 @@ class _Square:
     row: Tensor  # [K, R] which anchor; padding repeats one
     column: Tensor  # [K, M] which column
     mask: Tensor  # [K, R, M] a positive pair: neither padding nor the anchor itself
-    own: Tensor  # [K, R] no padding
+    own: Tensor | None  # which of the K * R rows are no padding; None: all
+
+    def __post_init__(self) -> None:
+        self.no_pair = ~self.mask
+        self.anchor = self.trim(self.row.flatten())
+
+    def trim(self, values: Tensor) -> Tensor:
+        """[K * R, ...] without the padding."""
+        return values if self.own is None else values[self.own]
 
 
 class Positives:
@@ -158,19 +167,19 @@ class Positives:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self._squares = list(self._layout())
-        self._kept = [self._similarities(square) for square in self._squares] if batch.single else None
+        self._kept: list[Tensor] = []  # of a single tile without shift: see _pulled
 
     def _layout(self) -> Iterator[_Square]:
         b = self.batch
         if not len(b.rows):
             return
-        if b.bounds is None:
+        if b.start is None or b.size is None:
             # Without a look at the labels: every anchor against every column, in strips.
             column = torch.arange(len(b.columns), device=b.rows.device)[None]
             for row in torch.arange(len(b.rows), device=b.rows.device).split(max(1, _SQUARES // len(b.columns))):
                 mask = b.row_class[row, None] == b.column_class[None]
                 mask &= b.row_index[row, None] != column
-                yield _Square(row[None], column, mask[None], torch.ones_like(row[None], dtype=torch.bool))
+                yield _Square(row[None], column, mask[None], None)
             return
         # Classes of the own anchors: where their rows and columns begin, and how many there are of each.
         _, rows = torch.unique_consecutive(b.row_class, return_counts=True)
@@ -184,74 +193,71 @@ class Positives:
             height = r if per > 1 else max(1, _SQUARES // m)
             for classes in part.split(per):
                 for top in range(0, r, height):
-                    yield self._square(first[classes], rows[classes], starts[classes], sizes[classes], top, height, m)
+                    i = torch.arange(top, min(top + height, r))
+                    yield self._square(first[classes], rows[classes], starts[classes], sizes[classes], i, m)
 
-    def _square(
-        self, first: Tensor, rows: Tensor, start: Tensor, size: Tensor, top: int, height: int, m: int
-    ) -> _Square:
-        b = self.batch
-        i = torch.arange(top, min(top + height, int(rows.max())))
-        j = torch.arange(m)
+    def _square(self, first: Tensor, rows: Tensor, start: Tensor, size: Tensor, i: Tensor, m: int) -> _Square:
+        b, j = self.batch, torch.arange(m)
         own, other = i < rows[:, None], j < size[:, None]
         row = (first[:, None] + i).clamp_(max=len(b.rows) - 1)
         column = (start[:, None] + j).clamp_(max=len(b.columns) - 1)
         mask = own[:, :, None] & other[:, None, :]
         mask &= b.row_index[row][:, :, None] != column[:, None, :]
-        return _Square(row, column, mask, own)
+        return _Square(row, column, mask, None if own.all() else own.flatten().nonzero()[:, 0])
 
     def _similarities(self, square: _Square) -> Tensor:
         """s [K, R, M]."""
         return self.batch.rows[square.row] @ self.batch.columns[square.column].transpose(1, 2)
-
-    def _each(self) -> Iterator[tuple[_Square, Tensor]]:
-        for i, square in enumerate(self._squares):
-            yield square, self._similarities(square) if self._kept is None else self._kept[i]
 
     def _log_k1(self) -> float:
         return math.log(self.batch.k1) if self.batch.k1 > 0 else -math.inf
 
     def largest(self, into: Tensor) -> None:
         """Raises ``into`` [A] to the largest exponent of each row."""
-        for square, s in self._each():
+        for square in self._squares:
+            s = self._similarities(square)
             exponents = torch.maximum(s / self.batch.temperature, self._log_k1() - s)
-            found = exponents.masked_fill_(~square.mask, -math.inf).amax(2)
-            into.scatter_reduce_(0, square.row[square.own], found[square.own], "amax")
+            found = exponents.masked_fill_(square.no_pair, -math.inf).amax(2)
+            into.scatter_reduce_(0, square.anchor, square.trim(found.flatten()), "amax")
 
-    def add_sums(self, into: Tensor, shift: Tensor | None) -> Tensor:
-        """Adds exp(s / tau - shift) + k1 exp(-s - shift) to ``into`` [A]; returns each row's sum of s [A]."""
-        total = torch.zeros_like(into)
-        for square, s in self._each():
-            row = square.row[square.own]
-            moved = 0.0 if shift is None else shift[square.row][:, :, None]
-            terms = (s * (1 / self.batch.temperature) - moved).exp_()
-            if self.batch.k1 > 0:
-                terms += (self._log_k1() - s - moved).exp_()
-            into.index_add_(0, row, terms.masked_fill_(~square.mask, 0.0).sum(2)[square.own])
-            total.index_add_(0, row, s.masked_fill(~square.mask, 0.0).sum(2)[square.own])
-        return total
+    def add_sums(self, into: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Adds exp(s / tau - shift) + k1 exp(-s - shift) to ``into`` [A]; returns each row's sum of s and |P|, [A]."""
+        total, count = torch.zeros_like(into), torch.zeros_like(into)
+        for square in self._squares:
+            s = self._similarities(square)
+            near, far = self._exponentials(s, None if shift is None else shift[square.row][:, :, None])
+            if self.batch.single and shift is None:
+                self._kept.append(near if far is None else near - self.batch.temperature * far)
+            terms = (near if far is None else near + far).masked_fill(square.no_pair, 0.0).sum(2)
+            into.index_add_(0, square.anchor, square.trim(terms.flatten()))
+            total.index_add_(0, square.anchor, square.trim(s.masked_fill_(square.no_pair, 0.0).sum(2).flatten()))
+            count.index_add_(0, square.anchor, square.trim(square.mask.sum(2, dtype=count.dtype).flatten()))
+        return total, count
 
     def add_gradient(self, into: Tensor, shift: Tensor | None, own: Terms, others: Terms) -> None:
         """Adds tau times the positives' part of the gradient with respect to the rows to ``into`` [A, D]."""
-        tau = self.batch.temperature
-        for square, s in self._each():
+        for i, square in enumerate(self._squares):
             r, c = square.row[:, :, None], square.column[:, None, :]
             if shift is None:
-                weights = (s * (1 / tau)).exp_()
-                if self.batch.k1 > 0:
-                    weights -= (self._log_k1() + math.log(tau) - s).exp_()
-                weights *= own.scale[r] + others.scale[c]
+                pulled = self._kept[i] if self._kept else self._pulled(self._similarities(square), None)
+                weights = (own.scale[r] + others.scale[c]).mul_(pulled)
             else:
-                weights = (
-                    self._pulled(s, own.shift[r]) * own.scale[r] + self._pulled(s, others.shift[c]) * others.scale[c]
-                )
+                s = self._similarities(square)
+                weights = self._pulled(s, own.shift[r]).mul_(own.scale[r])
+                weights += self._pulled(s, others.shift[c]).mul_(others.scale[c])
             weights -= own.pull[r] + others.pull[c]
-            weights.masked_fill_(~square.mask, 0.0)
-            part = weights @ self.batch.columns[square.column]
-            into.index_add_(0, square.row[square.own], part[square.own])
+            part = weights.masked_fill_(square.no_pair, 0.0) @ self.batch.columns[square.column]
+            into.index_add_(0, square.anchor, square.trim(part.flatten(0, 1)))
 
-    def _pulled(self, s: Tensor, shift: Tensor) -> Tensor:
-        """exp(s / tau) - tau k1 exp(-s), both shifted."""
-        weights = (s / self.batch.temperature - shift).exp_()
-        if self.batch.k1 > 0:
-            weights -= (self._log_k1() + math.log(self.batch.temperature) - s - shift).exp_()
-        return weights
+    def _exponentials(self, s: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """exp(s / tau - shift), and k1 exp(-s - shift) where k1 > 0."""
+        near, far = s * (1 / self.batch.temperature), self._log_k1() - s if self.batch.k1 > 0 else None
+        for exponents in (near, far):
+            if exponents is not None:
+                (exponents if shift is None else exponents.sub_(shift)).exp_()
+        return near, far
+
+    def _pulled(self, s: Tensor, shift: Tensor | None) -> Tensor:
+        """exp(s / tau) - tau k1 exp(-s), shifted: tau times the derivative of a positive's terms of D."""
+        near, far = self._exponentials(s, shift)
+        return near if far is None else near.sub_(far, alpha=self.batch.temperature)

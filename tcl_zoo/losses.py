@@ -19,6 +19,8 @@ from ._pairwise import Batch, Negatives, Positives, Terms
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
 _RANGE = 70.0
+# Rows up to which sorting by class costs more than it saves.
+_SMALL = 192
 
 
 def _gather(local: Tensor) -> tuple[Tensor, int]:
@@ -36,12 +38,19 @@ def _gather(local: Tensor) -> tuple[Tensor, int]:
     return everything, sum(lengths[: dist.get_rank()])
 
 
-def _sorted_batch(
+def _arranged(
     rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
 ) -> tuple[Batch, Tensor, Tensor]:
-    """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N]."""
+    """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N].
+
+    Small batches, and all on a GPU, stay in their order (see ``_pairwise.py``).
+    """
     columns, offset = _gather(rows) if gathered else (rows, 0)
     everybody = _gather(labels)[0] if gathered else labels
+    if rows.device.type != "cpu" or len(columns) <= _SMALL:
+        place = torch.arange(len(columns), device=rows.device)
+        own = place[: len(rows)]
+        return Batch(rows, columns, labels, everybody, own + offset, temperature, k1, k2), own, place
     _, number, counts = everybody.unique(return_inverse=True, return_counts=True)
     # Classes of one size stand together: number them anew by (size, label).
     renumber = torch.empty_like(counts)
@@ -60,8 +69,8 @@ def _sorted_batch(
         row_class, row_order, row_index, rows = column_class, order, place, columns
     starts = counts.cumsum(0) - counts
     batch = Batch(
-        rows, columns, row_class.int(), column_class.int(), row_index, starts[row_class], counts[row_class],
-        temperature, k1, k2,
+        rows, columns, row_class.int(), column_class.int(), row_index, temperature, k1, k2,
+        starts[row_class], counts[row_class],
     )  # fmt: skip
     return batch, row_order, order
 
@@ -84,7 +93,7 @@ class _PerAnchorLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
             rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
-            batch, row_order, order = _sorted_batch(rows, labels, temperature, k1, k2, gathered)
+            batch, row_order, order = _arranged(rows, labels, temperature, k1, k2, gathered)
             negatives, positives = Negatives(batch), Positives(batch)
             shift = None
             if _needs_shift(batch):
@@ -93,10 +102,9 @@ class _PerAnchorLoss(torch.autograd.Function):
                 positives.largest(shift)
                 shift.masked_fill_(shift == -math.inf, 0.0)
             denominator = rows.new_zeros(len(rows))
-            count = (batch.size - 1).to(rows.dtype)
-            mean_s = positives.add_sums(denominator, shift) / count.clamp(min=1)
+            sum_s, count = positives.add_sums(denominator, shift)
             negatives.add_sums(denominator, shift)
-            losses = denominator.log() - mean_s / temperature
+            losses = denominator.log() - sum_s / (count.clamp(min=1) * temperature)
             if shift is not None:
                 losses += shift
             # A row without positives has no loss, finite or not.
