@@ -14,7 +14,7 @@ _FIX = 65536.0  # Pillow walks nearest-neighbour affine maps in 16.16 fixed poin
 
 
 def _fix(value: Tensor) -> Tensor:
-    return torch.floor(value.double() * _FIX + 0.5).to(torch.int64)
+    return torch.floor(value.double() * _FIX + 0.5).to(torch.int32)
 
 
 def gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -28,18 +28,18 @@ def gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
         uint8 [N, C, h, w].
     """
     n, c, height, width = images.shape
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    inside = ((x >= 0) & (x < width)) & ((y >= 0) & (y < height))
     index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    index, inside = torch.broadcast_tensors(index, inside)
     h, w = index.shape[1:]
-    flat = images.reshape(n, c, height * width).gather(2, index.reshape(n, 1, h * w).expand(n, c, h * w))
-    return flat.view(n, c, h, w) * inside.view(n, 1, h, w)
+    index = index.expand(n, h, w).long().view(n, 1, h * w)
+    flat = images.reshape(n, c, height * width).gather(2, index.expand(n, c, h * w))
+    return flat.view(n, c, h, w).mul_(inside.view(-1, 1, h, w))
 
 
 def _grid(images: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers [1, H, 1] and column numbers [1, 1, W]."""
-    y = torch.arange(images.shape[2], device=images.device)[None, :, None]
-    x = torch.arange(images.shape[3], device=images.device)[None, None, :]
+    y = torch.arange(images.shape[2], device=images.device, dtype=torch.int32)[None, :, None]
+    x = torch.arange(images.shape[3], device=images.device, dtype=torch.int32)[None, None, :]
     return y, x
 
 
@@ -47,7 +47,8 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: 
     """Zero-pads by ``padding``, cuts the original size at (top, left), then mirrors where ``flip`` [N] bool is set."""
     y, x = _grid(images)
     x = torch.where(flip[:, None, None], images.shape[3] - 1 - x, x)
-    return gather_pixels(images, y + (top - padding)[:, None, None], x + (left - padding)[:, None, None])
+    top, left = ((offset - padding).int()[:, None, None] for offset in (top, left))
+    return gather_pixels(images, y + top, x + left)
 
 
 def shear_x(images: Tensor, factor: Tensor) -> Tensor:
@@ -67,13 +68,13 @@ def shear_y(images: Tensor, factor: Tensor) -> Tensor:
 def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
     """Source x = x + pixels: the content moves left for pixels > 0. Nearest, black fill."""
     y, x = _grid(images)
-    return gather_pixels(images, y, torch.floor(x + (0.5 + pixels.double())[:, None, None]).long())
+    return gather_pixels(images, y, torch.floor(x + (0.5 + pixels.double())[:, None, None]).int())
 
 
 def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
     """Source y = y + pixels: the content moves up for pixels > 0. Nearest, black fill."""
     y, x = _grid(images)
-    return gather_pixels(images, torch.floor(y + (0.5 + pixels.double())[:, None, None]).long(), x)
+    return gather_pixels(images, torch.floor(y + (0.5 + pixels.double())[:, None, None]).int(), x)
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
@@ -101,8 +102,10 @@ def invert(images: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above the threshold (0 to 256)."""
-    limit = torch.ceil(threshold).to(torch.int16)[:, None, None, None]
-    return torch.where(images.to(torch.int16) < limit, images, 255 - images)
+    # images ^ 255 is 255 - images; no value is above 255, so that a threshold of 256 leaves all.
+    limit = torch.ceil(threshold).clamp(max=255).to(torch.uint8)[:, None, None, None]
+    beyond = (threshold <= 255)[:, None, None, None]
+    return images ^ ((images >= limit) & beyond).to(torch.uint8).mul_(255)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -119,17 +122,18 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """int32 [N, 1, H, W]."""
+    """Whole numbers as float32 [N, 1, H, W]: (19595 r + 38470 g + 7471 b + 2^15) >> 16, exact below 2^24."""
     if images.shape[1] == 1:
-        return images.to(torch.int32)
-    r, g, b = images.to(torch.int32).split(1, dim=1)
-    return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
+        return images.float()
+    r, g, b = images.split(1, dim=1)
+    total = (r.float() * 19595).add_(g.float(), alpha=38470).add_(b.float(), alpha=7471)
+    return total.add_(0x8000).mul_(2**-16).floor_()
 
 
 def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor * (images - degenerate), clipped to 0..255 and cut to an integer."""
-    base = degenerate.float()
-    return ((images - base).mul_(factor.float()[:, None, None, None]) + base).clamp_(0, 255).to(torch.uint8)
+    """degenerate + factor * (images - degenerate), clipped to 0..255 and cut to an integer; degenerate is float."""
+    mixed = images - degenerate
+    return mixed.mul_(factor.float()[:, None, None, None]).add_(degenerate).clamp_(0, 255).to(torch.uint8)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -144,8 +148,8 @@ def color(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Factor 0 is the mean gray of the image, 1 the image."""
-    mean = torch.floor(_luma(images).double().mean((1, 2, 3), keepdim=True) + 0.5)
-    return _blend(mean, images, factor)
+    mean = torch.floor(_luma(images).mean((1, 2, 3), keepdim=True, dtype=torch.float64) + 0.5)
+    return _blend(mean.float(), images, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -154,8 +158,9 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     if min(images.shape[2:]) > 2:
         rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
         total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * smooth[:, :, 1:-1, 1:-1]
-        smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26
-    return _blend(smooth, images, factor)
+        # (total + 6.5) / 13 is never whole, so that float32 cannot round it over an edge
+        smooth[:, :, 1:-1, 1:-1] = total.float().add_(6.5).mul_(1 / 13).floor_()
+    return _blend(smooth.float(), images, factor)
 
 
 def _apply_lut(images: Tensor, lut: Tensor) -> Tensor:
@@ -194,17 +199,19 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue by ``shift`` (-0.5 to 0.5 of the circle) in HSV; gray images stay."""
     if images.shape[1] == 1:
         return images.clone()
-    rgb = images.float() / 255
-    value, low = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
+    r, g, b = (channel.float() for channel in images.unbind(1))
+    value, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     chroma = value - low
-    r, g, b = rgb.split(1, dim=1)
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
-    turn = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
-    turn = turn + 6 * shift.float()[:, None, None, None]
+    per = 1 / chroma.clamp(min=1)  # gray pixels have no hue: chroma 0 makes it irrelevant
+    turn = torch.where(value == r, (g - b) * per, torch.where(value == g, (b - r) * per + 2, (r - g) * per + 4))
+    turn += 6 * shift.float()[:, None, None]
     # Channel n of HSV -> RGB is value - chroma * max(0, min(k, 4 - k, 1)), k = (n + hue) mod 6, n = 5, 3, 1.
-    k = torch.remainder(torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None] + turn, 6)
-    out = value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
-    return (out * 255).round_().clamp_(0, 255).to(torch.uint8)
+    out = torch.empty_like(images)
+    for channel, n in enumerate((5.0, 3.0, 1.0)):
+        k = (turn + n).remainder_(6)
+        share = torch.minimum(k, 4 - k).clamp_(0, 1)
+        out[:, channel] = torch.addcmul(value, chroma, share, value=-1).round_()
+    return out
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
@@ -233,7 +240,15 @@ def _resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Te
 
 def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
     """Cuts a box of [N] whole pixels and resizes it to ``size`` x ``size``, bilinear with antialiasing."""
-    rows = _resize_weights(top, height, images.shape[2], size)[:, None]
-    columns = _resize_weights(left, width, images.shape[3], size)[:, None]
-    out = rows @ images.float() @ columns.transpose(2, 3)
-    return out.round_().clamp_(0, 255).to(torch.uint8)
+    n, c, h, w = images.shape
+    views = images.new_empty(n, c, size, size)
+    step = 256 if images.device.type == "cpu" else max(n, 1)  # a part stays in a CPU's cache
+    for first in range(0, n, step):
+        i = slice(first, first + step)
+        rows = _resize_weights(top[i], height[i], h, size)
+        columns = _resize_weights(left[i], width[i], w, size)
+        # [H, C W] and [S C, W]: two plain batched products, one per axis
+        tall = rows @ images[i].transpose(1, 2).reshape(-1, h, c * w).float()
+        out = tall.view(-1, size * c, w) @ columns.transpose(1, 2)
+        views[i] = out.round_().clamp_(0, 255).to(torch.uint8).view(-1, size, c, size).transpose(1, 2)
+    return views

@@ -1,0 +1,131 @@
+"""What a training step costs beyond the encoder itself, and whole epochs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tcl_zoo.datasets import Split
+from tcl_zoo.recipes import recipe
+from tcl_zoo.train import Trainer
+
+from .augment import images
+from .timing import alternate, medians, ratio, write_csv
+
+_TARGETS = {"resnet18": 1.10, "resnet20": 1.15}
+
+
+def _trainer(name: str, n: int, device: str, precision: str) -> Trainer:
+    split = Split(images(n), torch.arange(n) % 10, tuple(map(str, range(10))))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+    trainer = Trainer(recipe(name), split, accelerator, 0, 1)
+    trainer.network.train()
+    return trainer
+
+
+def run(quick: bool = False) -> None:
+    """Prints step over bare encoder; writes loop.csv."""
+    rows: list[dict[str, Any]] = []
+    for encoder in ("resnet20", "resnet18"):
+        trainer = _trainer(f"tcl_{encoder}_cifar10", 8192, "cpu", "fp32")
+        bare = timm.create_model(f"{encoder}_cifar", num_classes=0).train().to(memory_format=torch.channels_last)
+        batch = next(trainer.batches.epoch(0))[0]
+        steps = _endless(trainer)
+        group = 4 if encoder == "resnet18" else 16
+
+        def whole(trainer: Trainer = trainer, steps: Iterator[tuple[Tensor, Tensor]] = steps, n: int = group) -> None:
+            for i in range(n):
+                trainer.losses[i] = trainer.step(*next(steps))
+            trainer.check(n)
+
+        def encoder_only(bare: Any = bare, batch: Tensor = batch, n: int = group) -> None:
+            for _ in range(n):
+                bare.zero_grad(set_to_none=True)
+                bare(batch).sum().backward()
+
+        seconds = alternate({"training step": whole, "encoder alone": encoder_only}, rounds=3 if quick else 8)
+        median = medians(seconds)
+        overhead = ratio(seconds, "training step", "encoder alone")
+        rows += [{"encoder": encoder, "name": k, "ms_per_step": 1e3 * v / group} for k, v in median.items()]
+        print(
+            f"{encoder}, {len(batch)} views of 32 px: step {1e3 * median['training step'] / group:.0f} ms, "
+            f"encoder alone {1e3 * median['encoder alone'] / group:.0f} ms; ratio {overhead:.3f} (target {_TARGETS[encoder]})"
+        )
+    write_csv("loop", rows)
+
+
+def _endless(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    epoch = 0
+    while True:
+        yield from trainer.batches.epoch(epoch)
+        epoch += 1
+
+
+def epoch(name: str, device: str, precision: str, steps: int = 50, peak_tflops: float = 0.0) -> None:
+    """Prints epoch seconds, views/s, FLOP/s and a profile of a recipe on this machine.
+
+    Args:
+        name: a recipe.
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32`` or ``bf16``.
+        steps: how many are timed.
+        peak_tflops: of the device in this precision, for the utilisation; 0: not printed.
+    """
+    from torch.profiler import ProfilerActivity, profile
+    from torch.utils.flop_counter import FlopCounterMode
+
+    trainer = _trainer(name, 16_384, device, precision)
+    batches = _endless(trainer)
+
+    def run_steps(n: int) -> float:
+        started = time.perf_counter()
+        for _ in range(n):
+            trainer.losses[0] = trainer.step(*next(batches))
+        trainer.check(1)
+        return time.perf_counter() - started
+
+    run_steps(max(2, steps // 10))
+    seconds = run_steps(steps) / steps
+    with FlopCounterMode(display=False) as counter:
+        run_steps(1)
+    flops, views = counter.get_total_flops(), trainer.recipe.batch_views
+    epoch_seconds = seconds * (50_000 // trainer.recipe.batch_images)
+    print(f"{name}, {device}, {precision}: {1e3 * seconds:.1f} ms per step of {views} views,")
+    print(f"  {epoch_seconds:.1f} s per epoch of 50,000 images, {views / seconds:,.0f} views/s, ", end="")
+    print(f"{flops / seconds / 1e12:.2f} TFLOP/s", end="")
+    print(f", {100 * flops / seconds / 1e12 / peak_tflops:.0f} % of {peak_tflops:g}" if peak_tflops else "")
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        run_steps(min(steps, 10))
+    key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=50))
+
+
+def processes(quick: bool = False) -> None:
+    """Seconds of a training on digits with 1 and 2 gloo processes, one thread each; writes processes.csv."""
+    import os
+    import subprocess
+    import sys
+
+    rows = []
+    for ranks in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks)]
+            command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            command += ["scripts/train.py", "tcl_resnet20_digits", "--set", f"epochs={2 if quick else 5}"]
+            command += ["--run-dir", f"{folder}/run", "--protocol", "none", "--cpu"]
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            out = subprocess.run(command, capture_output=True, text=True, env=env)
+            if out.returncode:
+                raise RuntimeError(out.stderr[-2000:])
+            seconds = float(out.stdout.split(", weights in")[0].rsplit(" ", 2)[-2])
+            rows.append({"processes": ranks, "seconds": seconds})
+            print(f"{ranks} process(es), one thread each: {seconds:.0f} s of training")
+    write_csv("processes", rows)

@@ -1,0 +1,74 @@
+"""Side-by-side timing: the contestants take turns in one run, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def alternate(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Wall seconds of each contestant in every round.
+
+    Args:
+        contestants: name to what is timed.
+        rounds: how often each takes its turn.
+        warm_up: turns that are not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(warm_up + rounds):
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            run()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Name to median seconds."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ratio(seconds: Mapping[str, list[float]], of: str, over: str) -> float:
+    """Median over the rounds of ``of`` / ``over`` in the same round: what a slow moment does to both cancels."""
+    return statistics.median(a / b for a, b in zip(seconds[of], seconds[over], strict=True))
+
+
+def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
+    """``benchmarks/<name>.csv``."""
+    with (HERE / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def curves(
+    name: str,
+    lines: Mapping[str, tuple[list[float], list[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    highlight: str = "tcl_zoo",
+) -> None:
+    """``benchmarks/<name>.png``: one line each, both axes logarithmic."""
+    from tcl_zoo.pictures import _axes
+
+    colours = ["#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#E69F00"]
+    figure, axes = _axes(8, 5)
+    for (label, (x, y)), colour in zip(lines.items(), _cycle(lines, highlight, colours), strict=True):
+        axes.plot(x, y, marker="o", label=label, color=colour, linewidth=3 if label == highlight else 1.8)
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(HERE / f"{name}.png")
+
+
+def _cycle(lines: Mapping[str, Any], highlight: str, colours: list[str]) -> list[str]:
+    rest = iter(colours)
+    return ["#0072B2" if label == highlight else next(rest) for label in lines]
