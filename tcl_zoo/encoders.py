@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -75,7 +75,28 @@ class CifarResNet(ResNet):
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **model_args: Any) -> ResNet:
     features = {"out_indices": tuple(range(len(model_args["layers"]) + 1))}
-    return build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=features, **dict(model_args, **kwargs))
+    state = _released_state(variant, kwargs) if pretrained else None
+    if state is not None:
+        kwargs = {
+            **kwargs,
+            "pretrained_cfg_overlay": {**(kwargs.get("pretrained_cfg_overlay") or {}), "state_dict": state},
+        }
+    model = build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=features, **dict(model_args, **kwargs))
+    if state is not None:
+        model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _released_state(variant: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The checked weights of timm's ``architecture.tag``; None where the caller says where the weights are."""
+    from .weights import locate, read_weights  # stands on the floor above; it imports nothing of this file
+
+    cfg, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
+    elsewhere = {"state_dict", "file", "url", "hf_hub_id", "source"}
+    if not isinstance(cfg, (str, type(None))) or elsewhere & set(overlay):
+        return None
+    name = index.name_of(variant, resolve_pretrained_cfg(variant, cfg).tag or "")
+    return read_weights(locate(name, cache_dir=kwargs.get("cache_dir"))) if name else None
 
 
 def default_cfg(**changes: Any) -> dict[str, Any]:
@@ -98,13 +119,14 @@ def default_cfg(**changes: Any) -> dict[str, Any]:
 
 def _tagged_cfgs() -> dict[str, dict[str, Any]]:
     """Every released name as timm spells it: ``tcl_resnet20_digits`` is ``resnet20_cifar.tcl_digits``."""
-    cfgs = {name: default_cfg() for name in ARCHITECTURES}
+    cfgs = {}
     for name, entry in index.entries().items():
         if entry["architecture"] in ARCHITECTURES:
             cfgs[f"{entry['architecture']}.{index.timm_tag(name)}"] = default_cfg(
                 **entry["pretrained_cfg"], **index.source(name)
             )
-    return cfgs
+    # Last and starred: the bare name stays a plain RGB net without weights, not the release that comes first.
+    return cfgs | {f"{name}.*": default_cfg() for name in ARCHITECTURES}
 
 
 default_cfgs = generate_default_cfgs(_tagged_cfgs())

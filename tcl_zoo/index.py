@@ -1,6 +1,7 @@
 """The released weights by name: ``index.json``, the trust root. Generated from the cards; standard library only.
 
-An entry says what the weights must be (``sha256`` and ``bytes`` of ``model.safetensors``), what they reach
+An entry says what the weights must be (``sha256`` and ``bytes`` of ``model.safetensors``, ``config_sha256`` of the
+``config.json`` beside it), what they reach
 (``top1``, ``n``, ``fingerprints``), how timm reads them (``architecture``, ``pretrained_cfg``) and where they are
 (``repo_id`` and ``revision`` on a Hub, or a release folder in the package or the checkout).
 """
@@ -36,6 +37,12 @@ def timm_tag(name: str) -> str:
     stem, dot, variant = name.partition(".")
     objective, _, dataset = stem.rsplit("_", 2)
     return f"{objective}_{dataset}{dot}{variant}"
+
+
+def name_of(architecture: str, tag: str) -> str | None:
+    """The released name that timm calls ``architecture.tag``, or None."""
+    found = (name for name, entry in entries().items() if entry["architecture"] == architecture)
+    return next((name for name in found if timm_tag(name) == tag), None)
 
 
 def source(name: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from . import index
 from .errors import WeightsError
 from .recipes import DATA, names, recipe
 from .thesis import reported
-from .weights import locate, read_config, read_weights, release_folder
+from .weights import SOURCES, locate, read_config, read_weights, release_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,14 +35,25 @@ def list_models(pattern: str | Iterable[str] = "*", pretrained: bool = False) ->
 def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """What is known of a name without loading torch.
 
+    Args:
+        name: a recipe name, or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
+        weights_dir: a release folder, or a folder of them.
+
     Returns:
         ``recipe`` (all fields), ``thesis`` (top1, source) or None, ``results`` or None, ``sha256``, ``bytes``,
         ``weights`` (folder or Hub address, or None).
 
     Raises:
         RecipeError: unknown name.
+        WeightsError: a place that has no release, or cannot be reached.
     """
-    info: dict[str, Any] = {"name": name, "recipe": recipe(name).to_dict(), "thesis": reported(name)}
+    if name.startswith(SOURCES):
+        release = locate(name, weights_dir)
+        facts = release.config["tcl_zoo"]
+        info: dict[str, Any] = {key: facts[key] for key in ("recipe", "results", "sha256", "bytes")}
+        info |= {"name": name, "architecture": release.config["architecture"], "weights": str(release.folder)}
+        return info | {"thesis": reported(facts["name"])}
+    info = {"name": name, "recipe": recipe(name).to_dict(), "thesis": reported(name)}
     info |= {"architecture": recipe(name).architecture, "results": None, "sha256": None, "bytes": None, "weights": None}
     folder = release_folder(name, weights_dir) or index.bundled_folder(name)
     entry = index.entries().get(name)
@@ -63,18 +74,22 @@ def create_model(
     weights_dir: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
     **timm_kwargs: Any,
 ) -> nn.Module:
     """The timm model of a name.
 
     Args:
-        name: ``<objective>_<encoder>_<dataset>[.<variant>]``.
+        name: ``<objective>_<encoder>_<dataset>[.<variant>]``, or a release of your own:
+            ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
         pretrained: load the released weights.
         num_classes: outputs of the classifier: those of the data set where not given, 0 for pooled features [N, d];
             any other number gets a fresh classifier.
         weights_dir: a release folder, or a folder of them, to take the weights from.
         revision: of the Hub repository, instead of the pinned one.
         cache_dir: huggingface_hub's cache.
+        sha256: of ``model.safetensors``: nothing else is loaded. Without it a released name is held to the index, and
+            a release of your own loads with an :class:`tcl_zoo.weights.UncheckedWarning`.
         **timm_kwargs: for ``timm.create_model``: ``features_only``, ``in_chans``, ``drop_path_rate`` ...
 
     Returns:
@@ -86,19 +101,21 @@ def create_model(
     """
     import timm
 
-    if not pretrained:
+    if not pretrained and not name.startswith(SOURCES):
         data, architecture = DATA[recipe(name).dataset], recipe(name).architecture
         timm_kwargs.setdefault("in_chans", data.in_chans)
         classes = data.num_classes if num_classes is None else num_classes
         return timm.create_model(architecture, num_classes=classes, **timm_kwargs)
-    release = locate(name, weights_dir, revision, cache_dir)
-    config, state = release.config, read_weights(release)
-    cfg = {**config["pretrained_cfg"], "state_dict": state, "num_classes": config["num_classes"]}
+    release = locate(name, weights_dir, revision, cache_dir, sha256)
+    config = release.config
+    cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
+    if pretrained:
+        cfg["state_dict"] = read_weights(release)
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
     classes = config["num_classes"] if num_classes is None else num_classes
     try:
         model = timm.create_model(
-            config["architecture"], pretrained=True, pretrained_cfg=cfg, num_classes=classes, **timm_kwargs
+            config["architecture"], pretrained=pretrained, pretrained_cfg=cfg, num_classes=classes, **timm_kwargs
         )
     except (RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -112,7 +129,7 @@ def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = Non
     """PIL image to model input [C, S, S] float32, as the model is evaluated.
 
     Args:
-        name: any recipe name; released or not.
+        name: any recipe name, released or not; or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
         weights_dir: a release folder to take the input configuration from.
 
     Raises:
@@ -121,8 +138,11 @@ def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = Non
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
-    folder = release_folder(name, weights_dir) or index.bundled_folder(name)
-    cfg = read_config(folder)["pretrained_cfg"] if folder else pretrained_cfg(recipe(name).dataset)
+    if name.startswith(SOURCES):
+        cfg = locate(name, weights_dir).config["pretrained_cfg"]
+    else:
+        folder = release_folder(name, weights_dir) or index.bundled_folder(name)
+        cfg = read_config(folder)["pretrained_cfg"] if folder else pretrained_cfg(recipe(name).dataset)
     size = tuple(cfg["input_size"])
     transform = timm_transform(
         size, is_training=False, interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"],

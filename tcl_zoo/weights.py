@@ -1,28 +1,45 @@
 """Find, fetch, check and load released weights. Every byte that comes from outside passes through here.
 
-Where weights come from, in this order: ``weights_dir=`` or ``TCL_ZOO_WEIGHTS``; the package or the checkout's
-``model_cards/``; the Hub at the revision that ``index.json`` pins. The file is read once, its sha256 compared, and
-the very bytes that were compared are loaded: against ``index.json`` for a released name, against the release's own
-``config.json`` for a folder that the caller points at.
+Where the weights of a name come from, in this order: ``weights_dir=`` or ``TCL_ZOO_WEIGHTS``; the package or the
+checkout's ``model_cards/``; the Hub at the revision that ``index.json`` pins. ``hf-hub:org/name[@revision]`` and
+``local-dir:PATH`` name a place instead.
+
+The file is read once, its sha256 compared, and the very bytes that were compared are loaded: against ``sha256=`` where
+the caller gives one, against ``index.json`` for a released name, else against the release's own ``config.json``, with
+an :class:`UncheckedWarning` for a place that nobody vouches for. Only ``config.json`` and ``model.safetensors`` are
+ever fetched or opened, and a configuration may set nothing but the values this zoo writes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import index
+from . import hub, index
 from .errors import WeightsError
 from .recipes import ENCODERS, nearest, recipe
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-_ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS)
+SOURCES = ("hf-hub:", "local-dir:")
+_ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
 _MODEL_ARGS = {"in_chans", "num_classes"}
+# What a configuration may say of its weights. timm's other keys name places to load from (source, file, url,
+# hf_hub_id ...) and would lead past the file that was checked.
+_PRETRAINED_KEYS = {
+    "num_classes", "input_size", "min_input_size", "pool_size", "mean", "std", "interpolation", "crop_pct",
+    "first_conv", "classifier", "label_names", "license",
+}  # fmt: skip
 _MAX_CONFIG_BYTES = 4_000_000
+
+
+class UncheckedWarning(UserWarning):
+    """Weights were loaded that neither ``index.json`` nor a ``sha256=`` vouches for."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,11 @@ class Release:
     """A release folder on this machine.
 
     Attributes:
-        name: the released name.
+        name: the released name, or the place that was asked for.
         folder: holds ``config.json`` and ``model.safetensors``.
         config: the parsed and checked ``config.json``.
         sha256: what the weights must hash to.
-        source: ``weights_dir``, ``bundled`` or ``hub``.
+        source: ``weights_dir``, ``bundled``, ``local-dir`` or ``hub``.
     """
 
     name: str
@@ -50,10 +67,10 @@ class Release:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a release folder, its keys and their types checked.
+    """``config.json`` of a release folder, its keys, types and ranges checked.
 
     Raises:
-        WeightsError: missing, no JSON, keys missing, or an architecture that is not of this zoo.
+        WeightsError: missing, no JSON, keys missing or foreign, or an architecture that is not of this zoo.
     """
     path = folder / CONFIG_FILE
 
@@ -79,9 +96,21 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise refuse(f"lacks {', '.join(missing)}")
     if config["architecture"] not in _ARCHITECTURES:
         raise refuse(f"names the architecture {config['architecture']!r}, which is not of this zoo")
-    unknown = set(config.get("model_args", {})) - _MODEL_ARGS
-    if unknown:
-        raise refuse(f"has model_args this zoo does not use: {', '.join(sorted(unknown))}")
+    args, pretrained = config.get("model_args", {}), config["pretrained_cfg"]
+    if not isinstance(args, dict) or set(args) - _MODEL_ARGS:
+        raise refuse(f"has model_args this zoo does not use: {', '.join(sorted(set(args) - _MODEL_ARGS))}")
+    if foreign := set(pretrained) - _PRETRAINED_KEYS:
+        raise refuse(f"has pretrained_cfg keys this zoo does not use: {', '.join(sorted(foreign))}")
+    size = pretrained["input_size"]
+    if len(size) != 3 or not all(isinstance(n, int) and 1 <= n <= 2048 for n in size):
+        raise refuse(f"has the input_size {size}")
+    for key in ("mean", "std"):
+        values = pretrained[key]
+        finite = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+        if not finite or len(values) != size[0] or (key == "std" and 0 in values):
+            raise refuse(f"has the {key} {values}")
+    if args.get("in_chans", size[0]) != size[0] or not 1 <= config["num_classes"] <= 100_000:
+        raise refuse("has an in_chans or num_classes that no release has")
     return config
 
 
@@ -109,24 +138,32 @@ def locate(
     weights_dir: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
 ) -> Release:
-    """The release folder of a name, fetched from the Hub where it is not on this machine.
+    """The release folder of a name or place, fetched from the Hub where it is not on this machine.
 
     Args:
-        name: a released name.
+        name: a released name, ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
         weights_dir: a release folder, or a folder of them.
-        revision: of the Hub repository; what ``index.json`` pins where not given.
+        revision: of the Hub repository; for a released name what ``index.json`` pins where not given.
         cache_dir: huggingface_hub's cache.
+        sha256: what ``model.safetensors`` must hash to, instead of what the index or the release says.
 
     Raises:
         RecipeError: unknown name.
-        WeightsError: no weights for it, or they cannot be had.
+        WeightsError: no weights for it, they cannot be had, or what the Hub sent is not what it should be.
     """
+    sha256 = sha256 and sha256.lower()
+    if name.startswith(SOURCES):
+        if weights_dir is not None:
+            raise WeightsError(f"{name} is a place itself: leave weights_dir out")
+        release = _from_place(name, revision, cache_dir, sha256)
+        return release if sha256 else _vouch(release)
     folder = release_folder(name, weights_dir)
     entry = index.entries().get(name)
     if folder is not None:
         config = read_config(folder)
-        return Release(name, folder, config, config["tcl_zoo"]["sha256"], "weights_dir")
+        return Release(name, folder, config, sha256 or config["tcl_zoo"]["sha256"], "weights_dir")
     if entry is None:
         recipe(name)
         released = index.entries()
@@ -134,29 +171,101 @@ def locate(
         raise WeightsError(
             f"{name} has no released weights{near}. To train it: python scripts/train.py {name} --data-dir DATA"
         )
+    # Another revision may describe the same weights otherwise: its config.json is not the one the index knows.
+    config_sha256 = entry.get("config_sha256") if revision in (None, entry.get("revision")) else None
+    expected = sha256 or entry["sha256"]
     folder = index.bundled_folder(name) if revision is None else None
     if folder is not None:
-        return Release(name, folder, read_config(folder), entry["sha256"], "bundled")
+        if config_sha256:
+            _hold(folder / CONFIG_FILE, name, config_sha256)
+        return Release(name, folder, read_config(folder), expected, "bundled")
     if not entry.get("repo_id"):
         raise WeightsError(f"{name} is released, but neither in this package nor on a Hub; pass weights_dir=")
-    folder = _fetch(entry["repo_id"], revision or entry["revision"], cache_dir)
-    return Release(name, folder, read_config(folder), entry["sha256"], "hub")
+    return _from_hub(name, entry["repo_id"], revision or entry["revision"], cache_dir, expected, config_sha256)
 
 
-def _fetch(repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | None) -> Path:
-    """The two files of a Hub repository, through huggingface_hub and its cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _from_place(
+    name: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, sha256: str | None
+) -> Release:
+    kind, _, place = name.partition(":")
+    if kind == "local-dir":
+        folder = Path(place).expanduser()
+        config = read_config(folder)
+        return Release(name, folder, config, sha256 or config["tcl_zoo"]["sha256"], kind)
+    repo_id, _, named = place.partition("@")
+    if named and revision not in (None, named):
+        raise WeightsError(f"{name} names a revision and revision={revision!r} another one")
+    return _from_hub(name, repo_id, revision or named or None, cache_dir, sha256, None)
+
+
+def _from_hub(
+    name: str,
+    repo_id: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    sha256: str | None,
+    config_sha256: str | None,
+) -> Release:
+    """Fetches and checks, and fetches once again what was damaged on the way: the client does not notice."""
+
+    def once(force: bool) -> Release:
+        folder = hub.fetch(repo_id, (CONFIG_FILE, WEIGHTS_FILE), revision, cache_dir, force)
+        try:
+            if config_sha256:
+                _hold(folder / CONFIG_FILE, name, config_sha256)
+            config = read_config(folder)
+            own = str(config["tcl_zoo"]["sha256"])
+            _hold(folder / WEIGHTS_FILE, name, own)
+        except WeightsError as error:
+            raise DamagedError(str(error)) from error
+        if sha256 not in (None, own):
+            raise WeightsError(
+                f"hf-hub:{repo_id}@{folder.name} holds other weights than {name} should be: sha256 {own} "
+                f"instead of {sha256}; choose the revision that has them"
+            )
+        return Release(name, folder, config, own, "hub")
 
     try:
-        paths = [
-            hf_hub_download(repo_id, file, revision=revision, cache_dir=cache_dir)
-            for file in (CONFIG_FILE, WEIGHTS_FILE)
-        ]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"cannot fetch {repo_id}@{revision}: {reason}") from error
-    return Path(paths[0]).parent
+        return once(False)
+    except DamagedError as damage:
+        warnings.warn(f"{damage}; fetching it again", stacklevel=4)
+    try:
+        return once(True)
+    except DamagedError as damage:
+        raise WeightsError(
+            f"{damage} (fetched twice: either the network alters it, or the repository is not what it was; "
+            f"delete {hub.cache_folder(repo_id, cache_dir)} and try elsewhere)"
+        ) from damage
+
+
+class DamagedError(WeightsError):
+    """A fetched file is not what was promised."""
+
+
+def _hold(path: Path, name: str, expected: str) -> bytes:
+    """The bytes of a file, if they are the ones expected."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise WeightsError(
+            f"{path} is not the file that was released as {name}: sha256 {found[:16]}... instead of {expected[:16]}..."
+        )
+    return data
+
+
+def _vouch(release: Release) -> Release:
+    """Warns of a place whose weights nobody vouches for."""
+    if release.sha256 not in {entry["sha256"] for entry in index.entries().values()}:
+        warnings.warn(
+            f"{release.name} was checked against its own config.json alone: nobody vouches for its weights, labels "
+            f'and figures. Pass sha256="{release.sha256}" to hold the weights to what they are now',
+            UncheckedWarning,
+            stacklevel=4,
+        )
+    return release
 
 
 def read_weights(release: Release) -> dict[str, Any]:
@@ -169,16 +278,7 @@ def read_weights(release: Release) -> dict[str, Any]:
     import safetensors.torch
 
     path = release.folder / WEIGHTS_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != release.sha256:
-        raise WeightsError(
-            f"{path} is not the file that was released as {release.name}: sha256 {found[:16]}... "
-            f"instead of {release.sha256[:16]}...; delete it and fetch it again"
-        )
+    data = _hold(path, release.name, release.sha256)
     try:
         return dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:

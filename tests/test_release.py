@@ -44,7 +44,8 @@ def edit(folder: Path, change) -> None:
 def test_release_folder(released):
     folder = released / NAME
     assert {p.name for p in folder.iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "projector.safetensors", "training_curve.png", "confusion.png"
+        "README.md", "config.json", "model.safetensors", "projector.safetensors", "training_curve.png", "confusion.png",
+        "embedding.png",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     facts = config["tcl_zoo"]
@@ -209,7 +210,13 @@ def test_wrong_content_with_the_right_hash(copy, content):
         (lambda c: c.update(num_classes="ten"), "lacks num_classes"),
         (lambda c: c.update(architecture="vit_base_patch16_224"), "not of this zoo"),
         (lambda c: c.update(model_args={"block": "os.system"}), "model_args this zoo does not use"),
-        (lambda c: c["pretrained_cfg"].update(surprise=1), "do not fit"),
+        (lambda c: c["pretrained_cfg"].update(surprise=1), "keys this zoo does not use: surprise"),
+        (lambda c: c["pretrained_cfg"].update(source="hf-hub", hf_hub_id="evil/x"), "hf_hub_id, source"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[1, 8, 10**9]), "has the input_size"),
+        (lambda c: c["pretrained_cfg"].update(std=[0.0]), "has the std"),
+        (lambda c: c["pretrained_cfg"].update(mean=[float("nan")]), "has the mean"),
+        (lambda c: c.update(num_classes=10**12), "num_classes that no release has"),
+        (lambda c: c["model_args"].update(in_chans=3), "in_chans or num_classes"),
         (lambda c: c["tcl_zoo"].update(name="tcl_resnet20_digits.e2"), "holds tcl_resnet20_digits.e2"),
     ],
 )

@@ -1,0 +1,169 @@
+"""The Hub's client, as this project uses it: fetch files of one commit, and say in one line why that was not possible.
+
+Everything goes through ``huggingface_hub``: its cache, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean here
+what they mean to its users. What is fetched is not trusted here; :mod:`tcl_zoo.weights` checks it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import WeightsError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT = 4.0  # seconds to the first answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
+_PAUSES = (0.5, 1.0)  # seconds between the tries of a server that answers 5xx
+
+
+def client() -> Any:
+    """``huggingface_hub.HfApi``, introduced as this project."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="tcl_zoo", library_version=__version__)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What the client raises where the Hub, the network or the disk refuses."""
+    from huggingface_hub.errors import HTTPError  # of the HTTP library it speaks with; not all of them are OSErrors
+
+    return HTTPError, OSError, ValueError
+
+
+def cache_folder(repo_id: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where huggingface_hub keeps a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+
+
+def fetch(
+    repo_id: str,
+    files: Sequence[str],
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Path:
+    """Fetches files of one and the same commit.
+
+    A commit that is in the cache is used without a request; a branch or tag is looked up, and where the Hub does not
+    answer the cached copy serves, as with huggingface_hub itself.
+
+    Args:
+        repo_id: ``org/name``.
+        files: names at the top of the repository.
+        revision: commit, tag or branch; ``main`` where not given.
+        cache_dir: huggingface_hub's cache.
+        force: fetch again what is in the cache.
+
+    Returns:
+        The folder in the cache that has them.
+
+    Raises:
+        WeightsError: they cannot be had; the message says what was tried.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    revision = revision or "main"
+
+    def get(**how: Any) -> Path:
+        how |= {"cache_dir": cache_dir, "library_name": "tcl_zoo", "library_version": __version__}
+        first = Path(hf_hub_download(repo_id, files[0], revision=revision, **how))
+        for file in files[1:]:  # of the commit that the first one is of, should a branch move meanwhile
+            hf_hub_download(repo_id, file, revision=first.parent.name, **how)
+        return first.parent
+
+    try:
+        if not force and _COMMIT.fullmatch(revision):
+            with suppress(LocalEntryNotFoundError):
+                return get(local_files_only=True)
+        silence = _ask(repo_id, revision)
+        if silence is None:
+            return get(force_download=force)
+        if not force:
+            with suppress(LocalEntryNotFoundError):
+                return get(local_files_only=True)
+        raise silence
+    except failures() as error:
+        cached = "" if force else f"; no copy in {cache_folder(repo_id, cache_dir)}"
+        tail = cached if _silent(error) else ""
+        raise WeightsError(f"cannot fetch hf-hub:{repo_id}@{revision}: {explain(error)}{tail}") from error
+
+
+def _ask(repo_id: str, revision: str) -> Exception | None:
+    """None where the Hub has the revision, else why it does not answer; the client alone would try for 23 seconds.
+
+    Raises:
+        HfHubHTTPError: it answers, and refuses.
+    """
+    from huggingface_hub import constants
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _TIMEOUT
+    for pause in (*_PAUSES, None):
+        try:
+            client().model_info(repo_id, revision=revision, timeout=timeout)
+            return None
+        except failures() as error:
+            if not _silent(error):
+                raise
+            if pause is None or _status(error) < 500:
+                return error
+            time.sleep(pause)
+    return None
+
+
+def _status(error: Exception) -> int:
+    return getattr(getattr(error, "response", None), "status_code", 0)
+
+
+def _silent(error: Exception) -> bool:
+    """Whether an error says that the Hub was not reached or is out of order, rather than that it refused."""
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    if _status(error):
+        return _status(error) >= 500
+    return isinstance(error, (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError))
+
+
+def explain(error: Exception) -> str:
+    """Why the Hub, the network or the disk refused, in one line that says what to do next."""
+    from huggingface_hub import constants, errors, get_token
+
+    hub, status = constants.ENDPOINT, _status(error)
+    sent = "the token that was sent" if get_token() else "no token was sent, so it"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.GatedRepoError):
+        return f"its terms have to be accepted first, on its page at {hub}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{hub} has no such repository, or {sent} may not see it (`hf auth login`, or set HF_TOKEN)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"the repository has no {str(error.response.url).rpartition('/')[2]} at this revision"
+    if status == 401:
+        return f"{hub} does not accept the token (`hf auth login`, or set another HF_TOKEN)"
+    if status == 403:
+        return f"{hub} forbids it: {sent} lacks the permission"
+    if status == 412:
+        return "somebody else committed in the meantime; run it again"
+    if status:
+        return f"{hub} answered {status}"
+    if _silent(error):
+        return f"{hub} does not answer ({_line(error)})"
+    if isinstance(error, OSError) and error.errno:
+        return f"{error.strerror}: {error.filename or 'free some space, or choose another cache_dir or HF_HOME'}"
+    return _line(error)
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
