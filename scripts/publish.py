@@ -1,30 +1,90 @@
-"""Build the release folder of a trained run under model_cards/ and enter it into the index."""
+"""Build the release folder of a trained run, and put releases on a Hub.
+
+--run-dir builds model_cards/NAME and enters it into the index; a NAME (or --all) with --repo-id (or --org) puts it on
+the Hub of HF_ENDPOINT with the token of HF_TOKEN or `hf auth login`: one commit, the tag v<version>, and the commit's
+id in tcl_zoo/index.json.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
-from tcl_zoo.cli import OK, Parser, guarded
+from tcl_zoo import index
+from tcl_zoo.cli import FAILED, OK, Parser, guarded
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        description=__doc__,
+        example="""
+            python scripts/publish.py --run-dir runs/tcl_resnet20_cifar10 --data-dir data
+            python scripts/publish.py tcl_resnet20_cifar10 --repo-id ORG/tcl_resnet20_cifar10 --dry-run
+            python scripts/publish.py --all --org ORG
+        """,
+    )
+    parser.add_argument("name", nargs="?", help="a release under --out")
+    parser.add_argument("--all", action="store_true", help="every release of the index")
+    parser.add_argument("--run-dir", metavar="DIR", help="build the release of this finished run of scripts/train.py")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
+    parser.add_argument("--out", default="model_cards", metavar="DIR", help="where release folders live")
+    parser.add_argument("--no-index", action="store_true", help="neither read nor write tcl_zoo/index.json")
+    parser.add_argument("--cards", action="store_true", help="write all cards again from their config.json; the index")
+    parser.add_argument("--repo-id", metavar="ORG/NAME", help="where to publish")
+    parser.add_argument("--org", help="where to publish: ORG/NAME of each release")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, and show files, sizes and the card; send nothing"
+    )
+    return parser
+
+
+def _check_use(parser: Parser, args: argparse.Namespace) -> None:
+    what = sum((bool(args.name), args.all, bool(args.run_dir)))
+    if what > 1:
+        parser.error("give one of NAME, --all and --run-dir")
+    if not what and not args.cards:
+        parser.error("give a NAME, --all, --run-dir or --cards")
+    if args.repo_id and (args.org or args.all):
+        parser.error("--repo-id is for one release; --org ORG for ORG/NAME of each")
+    if (args.name or args.all) and not (args.repo_id or args.org or args.dry_run):
+        parser.error("where to? --repo-id ORG/NAME or --org ORG")
+    if args.repo_id and args.repo_id.count("/") != 1:
+        parser.error(f"--repo-id takes ORG/NAME, got {args.repo_id!r}")
+    if args.no_index and (args.all or args.cards):
+        parser.error("--all and --cards go by the index")
 
 
 def main() -> int:
     """The command; returns the exit code."""
-    parser = Parser(
-        description=__doc__,
-        example="python scripts/publish.py --run-dir runs/tcl_resnet20_cifar10 --data-dir data",
-    )
-    parser.add_argument("--run-dir", metavar="DIR", required=True, help="a finished run of scripts/train.py")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
-    parser.add_argument("--out", default="model_cards", metavar="DIR", help="where release folders live")
-    parser.add_argument("--no-index", action="store_true", help="leave tcl_zoo/index.json as it is")
+    parser = _parser()
     args = parser.parse_args()
+    _check_use(parser, args)
 
+    from tcl_zoo.publish import ReleaseCheckError, preview, publish
     from tcl_zoo.release import release, update_index
 
-    folder = release(args.run_dir, args.out, args.data_dir)
-    print(f"released {folder}")
-    if not args.no_index:
-        print(f"the index has {len(update_index(args.out))} names")
+    out, indexed = Path(args.out), not args.no_index
+    names = [args.name] if args.name else list(index.entries()) if args.all else []
+    if args.run_dir:
+        folder = release(args.run_dir, out, args.data_dir)
+        print(f"released {folder}")
+        names = [folder.name] if args.repo_id or args.org or args.dry_run else []
+    if indexed and (args.run_dir or args.cards):
+        print(f"the index has {len(update_index(out, cards=args.cards))} names")
+    try:
+        for name in names:
+            repo_id = args.repo_id or (f"{args.org}/{name}" if args.org else None)
+            if args.dry_run or repo_id is None:
+                print(preview(out / name, repo_id, args.data_dir, indexed=indexed))
+                continue
+            done = publish(out / name, repo_id, args.data_dir, private=args.private, indexed=indexed)
+            what = f"sent {', '.join(done.sent)}" if done.sent else "nothing to send"
+            print(f"{name}: hf-hub:{done.repo_id}@{done.revision} ({done.tag}): {what}")
+    except ReleaseCheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     return OK
 
 

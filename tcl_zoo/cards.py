@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any
 
+from . import index
 from .datasets import DATASETS
 from .thesis import reported
 
@@ -11,6 +14,35 @@ _OBJECTIVES = {
     "tcl": "Tuned Contrastive Learning (TCL)",
     "supcon": "supervised contrastive learning (SupCon)",
     "ce": "cross-entropy",
+}
+_PROTOCOL = {  # what the thesis did on the frozen features, and how long
+    True: "linear layer, {probe_epochs} epochs of SGD on augmented images",
+    False: "classifier trained with the encoder",
+}
+_MEANING = {
+    "epochs": "passes over the training images",
+    "views": "augmented views of each image in a step",
+    "batch_views": "views in a step",
+    "lr": "peak learning rate, cosine by epoch",
+    "lr_min_factor": "the schedule ends at this fraction of lr",
+    "momentum": "of SGD",
+    "weight_decay": "of SGD, on every parameter",
+    "temperature": "of the loss",
+    "k1": "of the loss: weight of the positives' extra term in the denominator",
+    "k2": "of the loss: weight of the negatives in the denominator",
+    "projector_hidden": "hidden width of the projector; 0 is the encoder's",
+    "projector_dim": "dimensions of the embedding in which the loss compares",
+    "augmentation": "policy of the training views",
+    "crop_padding": "zero padding of the random crop, in pixels",
+    "probe_epochs": "linear phase, protocol `thesis` only",
+    "probe_lr": "linear phase, protocol `thesis` only",
+    "probe_batch": "linear phase, protocol `thesis` only",
+    "seed": "of initial weights, order and augmentation",
+}
+_PICTURES = {
+    "training_curve.png": "Training loss and learning rate by epoch",
+    "confusion.png": "Confusion matrix on the test images, in percent of the true class",
+    "embedding.png": "Normalised features of test images on their first principal components, coloured by class",
 }
 CITATION = """\
 @mastersthesis{animesh2023tcl,
@@ -36,7 +68,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _metadata(config: dict[str, Any]) -> Any:
+def metadata(config: dict[str, Any]) -> Any:
+    """The card's header as ``huggingface_hub.ModelCardData``; what a published card is held against.
+
+    Args:
+        config: the release's ``config.json``.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     facts, name = config["tcl_zoo"], config["tcl_zoo"]["name"]
@@ -57,85 +94,79 @@ def _metadata(config: dict[str, Any]) -> Any:
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "image-feature-extraction", "timm", "tcl_zoo", facts["recipe"]["objective"]],
-        datasets=[info.hub_id] if info.hub_id else None,
+        datasets=[info.hub_id or info.name],
         metrics=["accuracy"],
+        base_recipe=name,
         model_name=name,
         eval_results=[result],
     )
 
 
-def card(config: dict[str, Any]) -> str:
+def card(
+    config: dict[str, Any],
+    pictures: Collection[str] = ("confusion.png", "training_curve.png"),
+    repo_id: str | None = None,
+) -> str:
     """The README.md of a release folder: huggingface_hub metadata and the text.
 
     Args:
         config: the release's ``config.json``.
+        pictures: files beside it to show.
+        repo_id: where it is, or will be, on a Hub.
     """
     from huggingface_hub import ModelCard
 
     facts = config["tcl_zoo"]
-    recipe, results, environment = facts["recipe"], facts["results"], facts["environment"]
+    recipe, environment = facts["recipe"], facts["environment"]
     name, info = facts["name"], DATASETS[recipe["dataset"]]
-    thesis = reported(name)
-    figure = f"{thesis[0]:.1f} ({thesis[1]})" if thesis else "no figure for this setting"
-    how = f"{results['protocol']}; {results['n']:,} test images; n = 1 run, seed {results['seed']}"
-    knn = ", ".join(f"{v:.2f} (k = {k.removeprefix('knn')})" for k, v in results.get("knn", {}).items())
-    epochs = f"{results['last_epoch']} of {recipe['epochs']}"
-    values = "\n".join(f"| {key} | {value} |" for key, value in _values(recipe).items())
+    values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())
     software = ", ".join(f"{k} {v}" for k, v in environment["software"].items())
     label = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32"
-    gray = "gray " if info.channels == 1 else ""
+    gray = "gray, " if info.channels == 1 else ""
+    objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
     text = f"""
 # {name}
 
-A {recipe["encoder"]} encoder with its linear classifier, trained on {info.title} by
-{_OBJECTIVES.get(recipe["objective"], recipe["objective"])}: {facts["parameters"] / 1e6:.2f} M parameters,
-{config["num_features"]} features, {gray}input of {info.size} x {info.size} pixels, {config["num_classes"]} classes.
+A **{config["architecture"]}** encoder with its linear classifier, trained on {info.title} by {objective}.
+{facts["parameters"] / 1e6:.2f} M parameters, {config["num_features"]} features, {config["num_classes"]} classes.
+Input: {gray}{info.size} x {info.size} pixels.
 
 ## Results
 
-| | top-1 (%) | |
-|---|---|---|
-| this checkpoint | **{results["top1"]:.2f}** | {how} |
-| the thesis | {figure} | |
-| weighted kNN on the features | {knn} | no training |
+{_results(config)}
 
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
-epoch ({epochs}); nothing was chosen on the test images.
+epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-![Confusion matrix](confusion.png)
+{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}## Use
 
-## Use
-
-```python
-import tcl_zoo
-model = tcl_zoo.create_model("{name}", pretrained=True).eval()                  # classifier
-encoder = tcl_zoo.create_model("{name}", pretrained=True, num_classes=0)        # features [N, {config["num_features"]}]
-fresh = tcl_zoo.create_model("{name}", pretrained=True, num_classes=37)         # new head, to fine-tune
-transform = tcl_zoo.create_transform("{name}")                                  # PIL image -> input
-```
+{_usage(config, repo_id)}
 
 The classes, in the order of the logits: {_classes(config)}.
 
 ## Training
 
-`python scripts/train.py {name} --data-dir DATA --precision {environment["precision"]}{_seed(recipe)}`
+```
+python scripts/train.py {name} --data-dir DATA --precision {environment["precision"]}{_seed(recipe)}
+```
 
-| value | |
-|---|---|
+| value | | |
+|---|---|---|
 {values}
 
 Trained in {duration(facts["seconds"])} on {environment["hardware"]}, {environment["processes"]} process(es),
 {environment["precision"]}. Software: {software}.
 
-![Training curve](training_curve.png)
-
-## Limits and intended use
+{_picture("training_curve.png", pictures)}## Limits and intended use
 
 For research and teaching on contrastive learning, as a starting point for fine-tuning, and as a baseline. It knows
 the {config["num_classes"]} classes of {info.title} at {info.size} x {info.size} pixels and nothing else: it will name
-one of them for any image. It was not examined for fairness or for safety-critical use.
+one of them for any image, and its probabilities are not calibrated. One run with one seed: differences of a few tenths
+of a percent between models mean little. It was not examined for fairness or for safety-critical use.
 
-Weights: {label}, Apache-2.0. The training images have terms of their own: {info.licence}.
+## Licence
+
+Weights ({label}, `sha256 {facts["sha256"]}`): Apache-2.0. The training images have terms of their own: {info.licence}.
 
 ## Citation
 
@@ -143,8 +174,86 @@ Weights: {label}, Apache-2.0. The training images have terms of their own: {info
 {CITATION}
 ```
 """
-    header = _metadata(config).to_yaml()
+    header = metadata(config).to_yaml()
     return str(ModelCard(f"---\n{header}\n---\n{text}"))
+
+
+def _results(config: dict[str, Any]) -> str:
+    """Our figure and the thesis's, side by side."""
+    facts = config["tcl_zoo"]
+    recipe, results, thesis = facts["recipe"], facts["results"], reported(facts["name"])
+    low, high = interval(results["top1"], results["n"])
+    lines = [
+        "| | top-1 (%) | test images | runs | epochs | protocol |",
+        "|---|---|---|---|---|---|",
+        f"| this checkpoint | **{results['top1']:.2f}** (95 % interval {low:.1f} to {high:.1f}) | {results['n']:,} "
+        f"| 1, seed {results['seed']} | {recipe['epochs']} | {results['protocol']} |",
+    ]
+    if thesis:
+        how = _PROTOCOL[recipe["objective"] != "ce"].format(**recipe)
+        runs = "30" if "30 runs" in thesis[1] else "not stated"
+        lines.append(f"| the thesis ({thesis[1]}) | {thesis[0]} | test split | {runs} | {recipe['epochs']} | {how} |")
+    else:
+        lines.append("| the thesis | no figure for this setting | | | | |")
+    for key, value in results.get("knn", {}).items():
+        neighbours = key.removeprefix("knn")
+        lines.append(f"| its features, no training | {value:.2f} | {results['n']:,} | 1 | | weighted {neighbours}-NN |")
+    return "\n".join(lines)
+
+
+def interval(percent: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate in percent, measured on ``n`` images."""
+    p, z = percent / 100, 1.959964
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return 100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n)
+
+
+def _usage(config: dict[str, Any], repo_id: str | None) -> str:
+    """Three lines each to classify, to embed, to fine-tune; then the same from the Hub."""
+    name, features = config["tcl_zoo"]["name"], config["num_features"]
+    ours = config["architecture"].endswith("_cifar")
+    tag = f"{config['architecture']}.{index.timm_tag(name)}"
+    own = f'timm.create_model("{tag}", pretrained=True)  # in timm\'s own words\n' if ours else ""
+    imports = "import tcl_zoo, timm  # tcl_zoo registers the architecture" if ours else "import timm  # alone"
+    place = repo_id or f"ORG/{name}"
+    published = "" if repo_id else " (`ORG` is where it was published)"
+    return f"""Classify:
+
+```python
+import tcl_zoo
+from PIL import Image
+model, transform = tcl_zoo.create_model(name := "{name}", pretrained=True), tcl_zoo.create_transform(name)
+class_index = model.eval()(transform(Image.open("image.png"))[None]).argmax(1)
+```
+
+Features [N, {features}]:
+
+```python
+encoder = tcl_zoo.create_model("{name}", pretrained=True, num_classes=0).eval()
+features = encoder(transform(Image.open("image.png"))[None])
+```
+
+Fine-tune, here on 37 classes (a new head, everything trainable):
+
+```python
+model = tcl_zoo.create_model("{name}", pretrained=True, num_classes=37)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+```
+
+From a Hub{published}, checked against the sha256 that you give, or by timm:
+
+```python
+{imports}
+model = timm.create_model("hf-hub:{place}", pretrained=True)
+{own}```
+
+```python
+model = tcl_zoo.create_model("hf-hub:{place}", pretrained=True, sha256="{config["tcl_zoo"]["sha256"]}")
+```"""
+
+
+def _picture(file: str, pictures: Collection[str]) -> str:
+    return f"![{_PICTURES[file]}]({file})\n\n" if file in pictures else ""
 
 
 def _values(recipe: dict[str, Any]) -> dict[str, Any]:

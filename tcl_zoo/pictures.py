@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")  # Okabe and Ito
+_MARKERS = "osD^v"
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -54,14 +59,59 @@ def training_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> Non
     """
     epochs = [line["epoch"] + 1 for line in metrics]
     figure, axes = _axes(8, 4.5)
-    (loss,) = axes.plot(epochs, [line["loss"] for line in metrics], color="#0072B2", linewidth=2, label="training loss")
+    mark = "o" if len(epochs) < 3 else None  # a line of one point would not show
+    (loss,) = axes.plot(
+        epochs, [line["loss"] for line in metrics], color=_COLOURS[0], linewidth=2, marker=mark, label="training loss"
+    )
     axes.set(title=title, xlabel="epoch", ylabel="training loss (mean of the epoch)")
     axes.grid(alpha=0.3)
     right = axes.twinx()
     (rate,) = right.plot(
-        epochs, [line["lr"] for line in metrics], color="#D55E00", linewidth=1.5, linestyle="--", label="learning rate"
-    )
+        epochs, [line["lr"] for line in metrics],
+        color=_COLOURS[3], linewidth=1.5, linestyle="--", marker=mark, label="learning rate",
+    )  # fmt: skip
     right.set_ylabel("learning rate")
     right.set_ylim(bottom=0)
     axes.legend(handles=[loss, rate], loc="upper right")
+    figure.savefig(path)
+
+
+def embedding(features: Tensor, labels: Tensor, classes: tuple[str, ...], title: str, path: Path) -> None:
+    """Normalised features on their first four principal components; at most 2,000 images of at most 20 classes.
+
+    Principal components and not t-SNE: distances in the picture are distances between features, seen from one side.
+
+    Args:
+        features: [N, d] of the test images.
+        labels: [N] their classes.
+        classes: K names.
+        title: above the picture.
+        path: of the PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = min(len(classes), 20)
+    chosen = (labels.cpu() < shown).nonzero().flatten()
+    chosen = chosen[:: -(-len(chosen) // 2000)]
+    rows, labels = F.normalize(features.float().cpu()[chosen]), labels.cpu()[chosen]
+    rows = rows - rows.mean(0)
+    _, strength, axes_of_data = torch.linalg.svd(rows, full_matrices=False)
+    points, share = rows @ axes_of_data.T, (100 * strength**2 / (strength**2).sum()).tolist()
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for first, axes in zip((0, 2), figure.subplots(1, 2), strict=True):
+        for k in range(shown):
+            mine = points[labels == k]
+            colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k // len(_COLOURS)]
+            style = {"s": 16, "c": colour, "marker": marker, "alpha": 0.7, "linewidths": 0}
+            axes.scatter(mine[:, first], mine[:, first + 1], label=classes[k], **style)
+        axes.set(xlabel=f"component {first + 1} ({share[first]:.0f} %)")
+        axes.set(ylabel=f"component {first + 2} ({share[first + 1]:.0f} %)", aspect="equal", adjustable="datalim")
+        axes.grid(alpha=0.3)
+    some = f"first {shown} of {len(classes)} classes, " if shown < len(classes) else ""
+    figure.suptitle(f"{title} (principal components, {some}{len(rows):,} test images)", fontsize=11)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    columns = 10 if max(map(len, names)) <= 4 else 5
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, markerscale=2, frameon=False)
     figure.savefig(path)

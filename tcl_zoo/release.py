@@ -1,4 +1,4 @@
-"""Run folder to release folder. Every byte that leaves passes through here.
+"""Run folder to release folder. What leaves this machine is made here, and sent by :mod:`tcl_zoo.publish`.
 
 A release folder is a Hub repository: ``model.safetensors`` (encoder and classifier in timm's keys), ``config.json``
 (timm's, plus the key ``tcl_zoo``), ``README.md`` (the card), pictures, and the projector. ``index.json`` is generated
@@ -21,16 +21,17 @@ import torch
 from . import index
 from .cards import card, zoo_table
 from .datasets import load
-from .errors import TrainingError
+from .errors import TrainingError, WeightsError
 from .evaluate import load_run
 from .models import pretrained_cfg
-from .pictures import confusion, training_curve
-from .probe import predict
+from .pictures import confusion, embedding, training_curve
+from .probe import features, predict
 from .recipes import Recipe, recipe
 from .runs import Run, read_recipe_file, write_atomically, write_json
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
+PROJECTOR_FILE, CARD_FILE = "projector.safetensors", "README.md"
 _HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
 
 
@@ -110,11 +111,13 @@ def release(
         k = len(test.classes)
         counts = torch.bincount(test.labels.cpu() * k + predictions, minlength=k * k).view(k, k)
         confusion(counts, test.classes, f"{trained.name}: {len(test):,} test images", part / "confusion.png")
-        if (run_dir / "projector.safetensors").is_file():
-            projector = safetensors.torch.load_file(run_dir / "projector.safetensors")
+        rows = features(model, test, desc="features for the picture")
+        embedding(rows, test.labels, test.classes, f"{trained.name}: features", part / "embedding.png")
+        if (run_dir / PROJECTOR_FILE).is_file():
+            projector = safetensors.torch.load_file(run_dir / PROJECTOR_FILE)
             projector = {k: _cast(v, dtype) for k, v in projector.items()}
-            safetensors.torch.save_file(projector, part / "projector.safetensors", {"format": "pt"})
-        (part / "README.md").write_text(card(config), encoding="utf-8")
+            safetensors.torch.save_file(projector, part / PROJECTOR_FILE, {"format": "pt"})
+        write_card(part)
         target = out_dir / trained.name
         if target.exists():
             shutil.rmtree(target)
@@ -147,25 +150,75 @@ def _read(path: Path, otherwise: str) -> dict[str, Any]:
     return loaded
 
 
-def update_index(model_cards: str | os.PathLike[str] = "model_cards") -> dict[str, dict[str, Any]]:
+def write_card(folder: Path, repo_id: str | None = None) -> str:
+    """Writes ``README.md`` of a release folder from its ``config.json`` and the pictures that are there.
+
+    Args:
+        folder: the release folder.
+        repo_id: where it is, or will be, on a Hub.
+
+    Raises:
+        WeightsError: the folder's ``config.json`` is not one of a release.
+    """
+    text = render_card(folder, repo_id)
+    write_atomically(folder / CARD_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+    return text
+
+
+def render_card(folder: Path, repo_id: str | None = None) -> str:
+    """The text that :func:`write_card` writes."""
+    config = read_config(folder)
+    try:
+        return card(config, [path.name for path in folder.glob("*.png")], repo_id)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / CONFIG_FILE} lacks what a card says: {error!r}; release the run again") from None
+
+
+def update_index(
+    model_cards: str | os.PathLike[str] = "model_cards", *, cards: bool = False
+) -> dict[str, dict[str, Any]]:
     """Regenerates ``tcl_zoo/index.json`` and ``model_cards/README.md`` from the release folders.
 
-    What a publication wrote (``repo_id``, ``revision``) is kept while the weights are the same.
+    What a publication wrote (``repo_id``, ``revision``) is kept while the weights and their configuration are the same.
+
+    Args:
+        model_cards: where the release folders are.
+        cards: write their ``README.md`` again, too.
     """
     old = index.entries()
     entries: dict[str, dict[str, Any]] = {}
-    configs = {p.parent.name: read_config(p.parent) for p in sorted(Path(model_cards).glob(f"*/{CONFIG_FILE}"))}
+    folders = {p.parent.name: p.parent for p in sorted(Path(model_cards).glob(f"*/{CONFIG_FILE}"))}
+    configs = {name: read_config(folder) for name, folder in folders.items()}
     for name, config in configs.items():
         facts = config["tcl_zoo"]
         entry = {key: facts[key] for key in ("sha256", "bytes", "results", "fingerprints")}
+        entry["config_sha256"] = hashlib.sha256((folders[name] / CONFIG_FILE).read_bytes()).hexdigest()
         entry["architecture"] = config["architecture"]
         entry["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k != "label_names"}
         published = old.get(name, {})
-        same = published.get("sha256") == entry["sha256"]
+        same = all(published.get(key) == entry[key] for key in ("sha256", "config_sha256"))
         entry |= {key: published.get(key) if same else None for key in ("repo_id", "revision")}
         entries[name] = entry
+        if cards:
+            write_card(folders[name], published.get("repo_id"))
+    _write_index(entries)
+    table = zoo_table(configs)
+    write_atomically(Path(model_cards) / CARD_FILE, lambda part: part.write_text(table, encoding="utf-8"))
+    return entries
+
+
+def record(name: str, repo_id: str, revision: str) -> None:
+    """Enters into the index where a release is on a Hub.
+
+    Raises:
+        WeightsError: the index does not know the name.
+    """
+    entries = index.entries()
+    if name not in entries:
+        raise WeightsError(f"{name} is not in {index.INDEX_FILE}; build the index first: scripts/publish.py --cards")
+    _write_index({**entries, name: {**entries[name], "repo_id": repo_id, "revision": revision}})
+
+
+def _write_index(entries: dict[str, dict[str, Any]]) -> None:
     write_json(index.INDEX_FILE, entries)
     index.entries.cache_clear()
-    table = zoo_table(configs)
-    write_atomically(Path(model_cards) / "README.md", lambda part: part.write_text(table, encoding="utf-8"))
-    return entries
