@@ -56,7 +56,8 @@ def run(quick: bool = False) -> None:
         rows += [{"encoder": encoder, "name": k, "ms_per_step": 1e3 * v / group} for k, v in median.items()]
         print(
             f"{encoder}, {len(batch)} views of 32 px: step {1e3 * median['training step'] / group:.0f} ms, "
-            f"encoder alone {1e3 * median['encoder alone'] / group:.0f} ms; ratio {overhead:.3f} (target {_TARGETS[encoder]})"
+            f"encoder alone {1e3 * median['encoder alone'] / group:.0f} ms; "
+            f"ratio {overhead:.3f} (target {_TARGETS[encoder]})"
         )
     write_csv("loop", rows)
 

@@ -24,6 +24,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -267,6 +268,8 @@ def _accelerator(precision: str, cpu: bool, log_with: str | None, run_dir: Path)
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
     if precision not in PRECISIONS:
         raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    if log_with and log_with not in map(str, get_available_trackers()):
+        raise TrainingError(f"{log_with} is not installed: pip install {log_with}")
     # accelerate remembers the precision of the process's first Accelerator; a second training may want another.
     AcceleratorState._reset_state()
     try:

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tcl_zoo import train as train_module
 from tcl_zoo.batches import Batches
-from tcl_zoo.datasets import DATASETS, Split
+from tcl_zoo.datasets import DATASETS, FolderSplit, Split
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.recipes import recipe
 from tcl_zoo.train import Trainer, train
@@ -239,3 +240,63 @@ def test_batches_visit_every_image_once(digits):
     for views, labels in batches.epoch(0):
         info = DATASETS["digits"]
         np.testing.assert_allclose(views[:, 0, 0, 0], (labels / 255 - info.mean[0]) / info.std[0], rtol=1e-4, atol=1e-5)
+
+
+def test_missing_tracker(short, digits, tmp_path):
+    with pytest.raises(TrainingError, match="clearml is not installed: pip install clearml"):
+        train(short, run_dir=tmp_path / "run", split=digits, cpu=True, log_with="clearml")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of eight noisy colour images of different sizes, streamed at 32 pixels."""
+    root = tmp_path_factory.mktemp("folder")
+    random = np.random.default_rng(0)
+    for label in range(3):
+        (root / f"class{label}").mkdir()
+        for i in range(8):
+            pixels = random.integers(0, 256, (40 + i, 50 - i, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class{label}" / f"{i}.png")
+    return FolderSplit(root, size=32)
+
+
+@pytest.mark.parametrize("augmentation", ["autoaugment_thesis", "simaugment"])
+def test_streamed_batches(folder, augmentation):
+    """From a folder as from memory: workers, a start in the middle and several processes change nothing."""
+
+    def make(**kwargs) -> Batches:
+        return Batches(folder, "imagenet100", augmentation, 4, 2, 8, seed=3, **kwargs)
+
+    whole = list(make().epoch(1))
+    assert len(whole) == 3 and whole[0][0].shape == (16, 3, 32, 32)
+    for (views, labels), (again, labels_again) in zip(whole[1:], make(workers=2).epoch(1, start=1), strict=True):
+        assert torch.equal(views, again) and torch.equal(labels, labels_again)
+    halves = [list(make(rank=rank, world=2).epoch(1)) for rank in (0, 1)]
+    for step, (views, _) in enumerate(whole):
+        both = torch.cat([h[step][0].unflatten(0, (2, 4)) for h in halves], dim=1).flatten(0, 1)
+        assert torch.equal(both, views)
+    assert sorted(torch.cat([labels for _, labels in whole]).tolist()) == sorted([0, 1, 2] * 8)
+
+
+def test_training_streams_a_folder(folder, tmp_path):
+    plan = dataclasses.replace(recipe("tcl_resnet20_cifar10"), epochs=2, batch_views=16)
+    whole = train(plan, run_dir=tmp_path / "run", split=folder, cpu=True, workers=0)
+    assert whole.finished and np.isfinite(whole.loss)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """accelerate's launcher, two gloo processes: the same number of steps, and the loss of one process's run."""
+    losses = []
+    for ranks in (1, 2):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "scripts/train.py"]
+        command += ["tcl_resnet20_digits", "--set", "epochs=1", "--protocol", "none", "--cpu"]
+        command += ["--run-dir", str(tmp_path / str(ranks))]
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (line,) = [json.loads(text) for text in (tmp_path / str(ranks) / "metrics.jsonl").open()]
+        losses.append(line["loss"])
+        assert line["views"] == 22 * 128
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # batch norm sees half a batch on each
