@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tcl_zoo.datasets import Split
 from tcl_zoo.recipes import recipe
-from tcl_zoo.train import Trainer
+from tcl_zoo.trainer import Trainer
 
 from .augment import images
 from .timing import alternate, medians, ratio, write_csv

@@ -1,41 +1,33 @@
 """One recipe in, one run folder out, on accelerate.
 
-The step is in :meth:`Trainer.step`. Everything random is a function of (seed, epoch, step), so a run that stops
-anywhere and goes on ends with the same weights, to the bit on a CPU.
+The step itself is ``Trainer.step`` in ``trainer.py``. Everything random is a function of (seed, epoch, step), so a
+run that stops anywhere and goes on ends with the same weights, to the bit on a CPU.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .batches import Batches
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
-from .objectives import create_objective
 from .recipes import Recipe
 from .runs import Run, save_module, write_json
+from .stopping import Stop, agreed
+from .trainer import Trainer
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Steps between two looks at the losses: a look waits for the device.
@@ -59,140 +51,6 @@ class TrainResult:
     run_dir: Path
     loss: float
     seconds: float
-
-
-class Network(nn.Module):
-    """Encoder and objective as one module, so that distributed wrappers see one forward: views to loss."""
-
-    def __init__(self, encoder: nn.Module, objective: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.objective = encoder, objective
-
-    def forward(self, views: Tensor, labels: Tensor) -> Tensor:
-        """[V * B, C, H, W] and [B] to a scalar."""
-        return self.objective(self.encoder(views), labels)
-
-
-class Trainer:
-    """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step``)."""
-
-    def __init__(
-        self, recipe: Recipe, split: Split | FolderSplit, accelerator: Accelerator, workers: int, accumulation: int
-    ) -> None:
-        self.recipe, self.accelerator, self.accumulation = recipe, accelerator, accumulation
-        set_seed(recipe.seed)
-        in_chans = split.channels if isinstance(split, FolderSplit) else split.images.shape[1]
-        encoder = timm.create_model(recipe.architecture, num_classes=0, in_chans=in_chans)
-        objective = create_objective(recipe, encoder.num_features, len(split.classes))
-        network = Network(encoder, objective).to(memory_format=torch.channels_last)
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        optimizer = torch.optim.SGD(
-            network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-        self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        try:
-            self.batches = Batches(
-                split, recipe.dataset, recipe.augmentation, recipe.crop_padding, recipe.views, recipe.batch_images,
-                recipe.seed, accelerator.device, accelerator.process_index, accelerator.num_processes, workers,
-            )  # fmt: skip
-        except ValueError as error:
-            raise TrainingError(f"{error}; choose another batch with --set batch_views=N") from None
-        self.epoch = self.step_done = 0
-        self.seconds = 0.0
-        # Losses of the epoch's steps, on the device until somebody looks.
-        self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
-
-    def step(self, views: Tensor, labels: Tensor) -> Tensor:
-        """One step: forward, backward, update. Returns the detached loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        total = views.new_zeros(())
-        for part_views, part_labels in self._parts(views, labels):
-            with self.accelerator.autocast():
-                loss = self.network(part_views, part_labels) / self.accumulation
-            self.accelerator.backward(loss)
-            total = total + loss.detach()
-        self.optimizer.step()
-        return total
-
-    def _parts(self, views: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.accumulation == 1:
-            yield views, labels
-        else:
-            yield from zip(views.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True)
-
-    def check(self, upto: int) -> float:
-        """Mean loss of the steps before ``upto``; waits for the device.
-
-        Raises:
-            TrainingError: a loss is NaN or infinite; names the epoch and the first such step.
-        """
-        losses = self.losses[:upto]
-        mean = float(losses.mean())
-        if not math.isfinite(mean):
-            bad = int((~losses.isfinite()).nonzero()[0])
-            raise TrainingError(
-                f"the loss became {float(losses[bad])} at epoch {self.epoch + 1}, step {bad + 1}; {self._suggestion()}"
-            )
-        return mean
-
-    def _suggestion(self) -> str:
-        recipe = self.recipe
-        advice = f"try a lower learning rate (--set lr={recipe.lr / 2:g})"
-        if self.accelerator.mixed_precision == "fp16":
-            return advice + ", or --precision bf16"
-        return advice + (f" or a higher temperature than {recipe.temperature:g}" if recipe.contrastive else "")
-
-    def save(self, folder: Path) -> None:
-        """Everything to go on bit for bit, through accelerate."""
-        self.accelerator.save_state(str(folder))
-        if self.accelerator.is_main_process:
-            state = {
-                "epoch": self.epoch,
-                "step": self.step_done,
-                "seconds": self.seconds,
-                "losses": self.losses[: self.step_done].tolist(),
-            }
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    def load(self, folder: Path) -> None:
-        """The state that :meth:`save` wrote."""
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.accelerator.load_state(str(folder))
-        self.epoch, self.step_done, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.losses[: self.step_done] = torch.tensor(state["losses"])
-
-
-class _Stop:
-    """Whether to stop now: a signal came, or the time is up. A second Ctrl-C interrupts at once."""
-
-    def __init__(self, time_limit: float | None) -> None:
-        self.reason = ""
-        self._deadline = time.monotonic() + time_limit if time_limit else math.inf
-
-    def __call__(self) -> bool:
-        if not self.reason and time.monotonic() >= self._deadline:
-            self.reason = "time limit"
-        return bool(self.reason)
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Listens for SIGINT and SIGTERM where this thread may."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, _: Any) -> None:
-            if self.reason:
-                raise KeyboardInterrupt
-            self.reason = signal.Signals(number).name
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def train(
@@ -251,7 +109,7 @@ def train(
     _resume(trainer, run)
     if log_with:
         accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
-    stop = _Stop(time_limit - (time.monotonic() - started) if time_limit else None)
+    stop = Stop(time_limit - (time.monotonic() - started) if time_limit else None)
     with stop.signals():
         finished = _epochs(trainer, run, stop)
     if finished and accelerator.is_main_process:
@@ -292,7 +150,7 @@ def _resume(trainer: Trainer, run: Run) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _epochs(trainer: Trainer, run: Run, stop: _Stop) -> bool:
+def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
     """Runs what is left of the epochs; False where it was stopped. Leaves a checkpoint either way."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     trainer.network.train()
@@ -329,7 +187,7 @@ def _epochs(trainer: Trainer, run: Run, stop: _Stop) -> bool:
     return True
 
 
-def _epoch(trainer: Trainer, stop: _Stop, bar: tqdm[Any], lr: float) -> bool:
+def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
     """Runs the rest of one epoch; False where it was stopped."""
     steps, start = trainer.batches.steps, trainer.step_done
     clock = time.monotonic()
@@ -344,19 +202,11 @@ def _epoch(trainer: Trainer, stop: _Stop, bar: tqdm[Any], lr: float) -> bool:
             rate = (trainer.step_done - start) * trainer.recipe.batch_views / (now - first)
             loss = trainer.check(trainer.step_done)
             bar.set_postfix_str(f"epoch {trainer.epoch + 1} loss {loss:.3f} lr {lr:.3g} {rate:,.0f} views/s", False)
-        if trainer.step_done < steps and _agreed(trainer.accelerator, stop(), trainer.step_done):
+        look = trainer.step_done % _LOOK_EVERY == 0
+        if trainer.step_done < steps and agreed(trainer.accelerator, stop(), look):
             trainer.check(trainer.step_done)
             return False
     return True
-
-
-def _agreed(accelerator: Accelerator, wish: bool, step: int) -> bool:
-    """Whether any process wishes to stop; with several processes asked at every look, so that all stop together."""
-    if accelerator.num_processes == 1:
-        return wish
-    if step % _LOOK_EVERY:
-        return False
-    return bool(accelerator.reduce(torch.tensor([float(wish)], device=accelerator.device)).item())
 
 
 def _checkpoint(trainer: Trainer, run: Run) -> None:

@@ -21,7 +21,8 @@ from tcl_zoo.batches import Batches
 from tcl_zoo.datasets import DATASETS, FolderSplit, Split
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.recipes import recipe
-from tcl_zoo.train import Trainer, train
+from tcl_zoo.train import train
+from tcl_zoo.trainer import Trainer
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -57,14 +58,14 @@ class StopAfter:
         self.steps -= 1
         return self.steps < 0
 
-    signals = train_module._Stop.signals
+    signals = train_module.Stop.signals
 
 
 @pytest.mark.parametrize("stops", [[0], [1, 3], [6], [2, 2, 2]], ids=str)
 def test_resume_is_bit_equal(undisturbed, short, digits, tmp_path, monkeypatch, stops):
     for steps in stops:
         with monkeypatch.context() as m:
-            m.setattr(train_module, "_Stop", lambda _, steps=steps: StopAfter(steps))
+            m.setattr(train_module, "Stop", lambda _, steps=steps: StopAfter(steps))
             assert not train(short, run_dir=tmp_path / "run", split=digits, cpu=True).finished
         torch.rand(3)  # whatever else the process draws must not matter
     assert train(short, run_dir=tmp_path / "run", split=digits, cpu=True).finished
@@ -94,7 +95,7 @@ def test_finished_run_is_left_alone(undisturbed, short, digits):
 
 def test_damaged_checkpoint_falls_back(undisturbed, short, digits, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as m:
-        m.setattr(train_module, "_Stop", lambda _: StopAfter(9))
+        m.setattr(train_module, "Stop", lambda _: StopAfter(9))
         train(short, run_dir=tmp_path / "run", split=digits, cpu=True)
     newest = max((tmp_path / "run" / "checkpoint").iterdir())
     (newest / "model.safetensors").write_bytes(b"garbage")
