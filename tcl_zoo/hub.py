@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,8 @@ def fetch(
 ) -> Path:
     """Fetches files of one and the same commit.
 
-    A commit that is in the cache is used without a request; a branch or tag is looked up, and where the Hub does not
-    answer the cached copy serves, as with huggingface_hub itself.
+    A commit that is in the cache is taken from there without a request; a branch or tag is looked up, and where the
+    Hub does not answer the cached copy serves, as with huggingface_hub itself.
 
     Args:
         repo_id: ``org/name``.
@@ -70,32 +69,36 @@ def fetch(
         WeightsError: they cannot be had; the message says what was tried.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     revision = revision or "main"
 
-    def get(**how: Any) -> Path:
-        how |= {"cache_dir": cache_dir, "library_name": "tcl_zoo", "library_version": __version__}
-        first = Path(hf_hub_download(repo_id, files[0], revision=revision, **how))
-        for file in files[1:]:  # of the commit that the first one is of, should a branch move meanwhile
-            hf_hub_download(repo_id, file, revision=first.parent.name, **how)
-        return first.parent
+    def get(revision: str, file: str) -> Path:
+        how = {"cache_dir": cache_dir, "library_name": "tcl_zoo", "library_version": __version__}
+        return Path(hf_hub_download(repo_id, file, revision=revision, force_download=force, **how))
 
     try:
-        if not force and _COMMIT.fullmatch(revision):
-            with suppress(LocalEntryNotFoundError):
-                return get(local_files_only=True)
-        silence = _ask(repo_id, revision)
-        if silence is None:
-            return get(force_download=force)
-        if not force:
-            with suppress(LocalEntryNotFoundError):
-                return get(local_files_only=True)
-        raise silence
+        cached = None if force else _cached(repo_id, files, revision, cache_dir)
+        if cached and _COMMIT.fullmatch(revision):
+            return cached
+        if silence := _ask(repo_id, revision):
+            if cached:
+                return cached
+            raise silence
+        first = get(revision, files[0])
+        for file in files[1:]:  # of the commit that the first one is of, should a branch move meanwhile
+            get(first.parent.name, file)
+        return first.parent
     except failures() as error:
-        cached = "" if force else f"; no copy in {cache_folder(repo_id, cache_dir)}"
-        tail = cached if _silent(error) else ""
+        tail = f"; no copy in {cache_folder(repo_id, cache_dir)}" if _silent(error) and not force else ""
         raise WeightsError(f"cannot fetch hf-hub:{repo_id}@{revision}: {explain(error)}{tail}") from error
+
+
+def _cached(repo_id: str, files: Sequence[str], revision: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    """The folder in the cache that has all of them at a revision, looked up without any request."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision) for file in files]
+    return Path(found[0]).parent if all(isinstance(path, str) for path in found) else None
 
 
 def _ask(repo_id: str, revision: str) -> Exception | None:
@@ -105,8 +108,13 @@ def _ask(repo_id: str, revision: str) -> Exception | None:
         HfHubHTTPError: it answers, and refuses.
     """
     from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _TIMEOUT
+    started = time.monotonic()
+    build_hf_headers()  # once per process it asks the Hub who is calling, for up to 3 seconds: part of our time
+    timeout = max(_TIMEOUT - (time.monotonic() - started), 1.0)
+    if "HF_HUB_ETAG_TIMEOUT" in os.environ:
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
     for pause in (*_PAUSES, None):
         try:
             client().model_info(repo_id, revision=revision, timeout=timeout)

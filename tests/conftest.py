@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hub_client import _server, client, hub, published, zoo  # noqa: F401 (fixtures)
 
 from tcl_zoo.datasets import Split, load
 from tcl_zoo.recipes import Recipe, recipe

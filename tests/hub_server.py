@@ -492,16 +492,20 @@ def run_client(
     The snippet may be indented, and can import this project. `env` adds settings, None takes one
     away (``HF_HUB_DISABLE_XET=None``). A snippet that fails is an AssertionError if `check`.
     """
-    ours = re.compile("HF_|HUGGING|.*_proxy$", re.IGNORECASE)
-    settings = {key: value for key, value in os.environ.items() if not ours.match(key)}
-    settings |= {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    given = {**settings, **hub.env(tmp_path / "hf_home"), **env}
-    settings = {key: value for key, value in given.items() if value is not None}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
-    done = subprocess.run(command, cwd=tmp_path, env=settings, **options)
+    done = subprocess.run(command, cwd=tmp_path, env=client_env(hub, tmp_path, **env), **options)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def client_env(hub: HubServer, tmp_path: Path, **env: str | None) -> dict[str, str]:
+    """The environment of a client of `hub`: nothing of the Hub's own settings is inherited."""
+    ours = re.compile("HF_|HUGGING|.*_proxy$", re.IGNORECASE)
+    settings: dict[str, str | None] = {k: v for k, v in os.environ.items() if not ours.match(k)}
+    settings |= {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    settings |= {**hub.env(tmp_path / "hf_home"), **env}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def main() -> None:
