@@ -17,7 +17,8 @@ from torch import nn
 from .batches import Normalise
 from .datasets import load
 from .errors import TrainingError
-from .probe import ProbeResult, knn_probe, linear_probe, predict
+from .features import features, predict
+from .probe import ProbeResult, knn_probe, linear_probe
 from .recipes import DATA, Recipe, from_dict
 from .runs import read_recipe_file, save_module, write_json
 
@@ -67,17 +68,25 @@ def evaluate_run(
     model = model.to(device)
     train, test = (load(recipe.dataset, data_dir, split) for split in ("train", "test"))
     normalise = Normalise(recipe.dataset, device)
+    extracted = (features(model, train, normalise, device), features(model, test, normalise, device))
     if recipe.contrastive:
         result: ProbeResult = linear_probe(
-            model, train, test, protocol=protocol, normalise=normalise, recipe=recipe, device=device
-        )
+            model,
+            train,
+            test,
+            protocol=protocol,
+            normalise=normalise,
+            recipe=recipe,
+            device=device,
+            extracted=extracted,
+        )  # fmt: skip
         assert result.classifier is not None
         save_module(folder / "classifier.safetensors", result.classifier)
         top1, n, how = result.top1, result.n, f"linear probe, {protocol}"
     else:
         hits = predict(model, test, normalise, device).argmax(1) == test.labels.cpu()
         top1, n, how = 100 * float(hits.double().mean()), len(hits), "trained classifier"
-    knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, normalise=normalise, device=device)}
+    knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, extracted=extracted)}
     results = {"top1": top1, "n": n, "protocol": how, "knn": knn}
     write_json(folder / "results.json", results)
     return results

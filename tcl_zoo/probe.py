@@ -9,24 +9,21 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .batches import Batches
-from .datasets import FolderSplit, Split, loader
+from .datasets import FolderSplit, Split
+from .features import Normaliser, features, frozen, pooled
+from .progress import progress
 from .recipes import Recipe
 
 PROTOCOLS = ("cached", "thesis")
 _STEPS_PER_FORWARD = 16  # of the thesis protocol: the encoder is frozen, so it may see several steps' images at once
-
-Normaliser = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,92 +45,6 @@ class ProbeResult:
     predictions: Tensor
     classifier: nn.Linear | None
     seconds: float
-
-
-def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normaliser:
-    """uint8 [N, C, H, W] to what the model expects by its ``pretrained_cfg``: mean, std, channels and size.
-
-    Gray images are repeated for a colour model, colour ones turned to luma for a gray one; other sizes are resized
-    (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on.
-    """
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    channels, side = cfg["input_size"][0], cfg["input_size"][-1]
-    mean, std = (torch.tensor(cfg[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std"))
-
-    def normalise(images: Tensor) -> Tensor:
-        images = images.float() / 255
-        if channels == 3 and images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        elif channels == 1 and images.shape[1] == 3:
-            images = (images * torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]).sum(1, True)
-        if side >= 64 and images.shape[-1] != side:
-            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
-    return normalise
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """eval() and no gradients; the mode is put back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def extract(
-    forward: Callable[[Tensor], Tensor],
-    split: Split | FolderSplit,
-    normalise: Normaliser,
-    device: torch.device | str,
-    batch_size: int = 500,
-    workers: int = 2,
-    desc: str = "features",
-) -> Tensor:
-    """``forward`` of every image in the split's order, float32 [N, ...] on ``device``."""
-    outputs = []
-    bar = tqdm(total=len(split), desc=desc, unit="image", leave=False, dynamic_ncols=True, delay=2)
-    with bar:
-        for start in range(0, len(split), batch_size) if isinstance(split, Split) else [0]:
-            if isinstance(split, Split):
-                parts: Iterator[Tensor] = iter([split.images[start : start + batch_size]])
-            else:
-                indices = [list(range(i, min(i + batch_size, len(split)))) for i in range(0, len(split), batch_size)]
-                parts = (views[:, 0] for views, _, _ in loader(split, indices, workers))
-            for images in parts:
-                outputs.append(forward(normalise(images.to(device, non_blocking=True))).float())
-                bar.update(len(images))
-    return torch.cat(outputs)
-
-
-def _pooled(model: Any) -> Callable[[Tensor], Tensor]:
-    """timm's pooled features [N, d]: what stands before the classifier."""
-    return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
-
-
-def features(
-    model: nn.Module,
-    split: Split | FolderSplit,
-    normalise: Normaliser | None = None,
-    device: torch.device | str | None = None,
-    desc: str = "features",
-) -> Tensor:
-    """Unnormalised pooled features [N, d], float32, of an unaugmented split.
-
-    Args:
-        model: any timm model, with or without a classifier.
-        split: the images.
-        normalise: how to prepare them; by the model's ``pretrained_cfg`` where not given.
-        device: where to compute; the model's own where not given.
-        desc: what the progress bar says.
-    """
-    device = device or next(model.parameters()).device
-    with _frozen(model):
-        return extract(_pooled(model), split, normalise or normaliser(model, device), device, desc=desc)
 
 
 def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0, max_iter: int = 500) -> nn.Linear:
@@ -180,13 +91,13 @@ def _fit_thesis(model: nn.Module, train: Split | FolderSplit, recipe: Recipe, de
     batches = Batches(
         train, recipe.dataset, recipe.augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device
     )
-    pooled = _pooled(model)
+    forward = pooled(model)
     linear = nn.Linear(int(model.num_features), len(train.classes), device=device)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(
         linear.parameters(), recipe.probe_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     low = recipe.probe_lr * recipe.lr_min_factor
-    bar = tqdm(total=recipe.probe_epochs * batches.steps, desc="linear probe", unit="step", dynamic_ncols=True)
+    bar = progress(recipe.probe_epochs * batches.steps, "linear probe", "step")
     with bar:
         for epoch in range(recipe.probe_epochs):
             cosine = 0.5 * (1 + math.cos(math.pi * epoch / recipe.probe_epochs))
@@ -194,7 +105,7 @@ def _fit_thesis(model: nn.Module, train: Split | FolderSplit, recipe: Recipe, de
             steps = batches.epoch(epoch)
             while group := list(itertools.islice(steps, _STEPS_PER_FORWARD)):
                 with torch.no_grad():
-                    inputs = pooled(torch.cat([views for views, _ in group])).float()
+                    inputs = forward(torch.cat([views for views, _ in group])).float()
                 for part, (_, labels) in zip(inputs.chunk(len(group)), group, strict=True):
                     with torch.enable_grad():
                         loss = F.cross_entropy(linear(part), labels)
@@ -215,6 +126,7 @@ def linear_probe(
     C: float = 1.0,
     recipe: Recipe | None = None,
     device: torch.device | str | None = None,
+    extracted: tuple[Tensor, Tensor] | None = None,
 ) -> ProbeResult:
     """Top-1 of a linear classifier on frozen features.
 
@@ -227,6 +139,7 @@ def linear_probe(
         C: inverse regularisation of the cached fit.
         recipe: augmentation and schedule of the thesis protocol, which needs it.
         device: where to compute; the model's own where not given.
+        extracted: :func:`features` of ``train`` and ``test``, where they were computed before.
 
     Raises:
         ValueError: unknown protocol, or ``thesis`` without a recipe.
@@ -236,14 +149,15 @@ def linear_probe(
     started = time.monotonic()
     device = device or next(model.parameters()).device
     if protocol == "cached":
-        inputs = features(model, train, normalise, device, "train features")
+        inputs = extracted[0] if extracted else features(model, train, normalise, device, "train features")
         classifier = fit_linear(inputs, train.labels.to(device), len(train.classes), C)
     else:
         if recipe is None:
             raise ValueError("the thesis protocol needs the recipe whose augmentation and schedule it follows")
-        with _frozen(model):
+        with frozen(model):
             classifier = _fit_thesis(model, train, recipe, device)
-    predictions = classifier(features(model, test, normalise, device, "test features")).argmax(1).cpu()
+    outputs = extracted[1] if extracted else features(model, test, normalise, device, "test features")
+    predictions = classifier(outputs).argmax(1).cpu()
     return _result(predictions, test, protocol, classifier, started)
 
 
@@ -256,6 +170,7 @@ def knn_probe(
     temperature: float = 0.07,
     normalise: Normaliser | None = None,
     device: torch.device | str | None = None,
+    extracted: tuple[Tensor, Tensor] | None = None,
 ) -> list[ProbeResult]:
     """Top-1 of the weighted k nearest neighbours by cosine similarity, each vote ``exp(similarity / temperature)``.
 
@@ -267,6 +182,7 @@ def knn_probe(
         temperature: of the votes (Wu et al. 2018 use 0.07).
         normalise: how to prepare images; by the model's ``pretrained_cfg`` where not given.
         device: where to compute; the model's own where not given.
+        extracted: :func:`features` of ``train`` and ``test``, where they were computed before.
 
     Returns:
         A result per k.
@@ -274,8 +190,12 @@ def knn_probe(
     started = time.monotonic()
     device = device or next(model.parameters()).device
     ks = [k] if isinstance(k, int) else list(k)
-    bank = F.normalize(features(model, train, normalise, device, "train features"), dim=1)
-    queries = F.normalize(features(model, test, normalise, device, "test features"), dim=1)
+    if extracted is None:
+        extracted = (
+            features(model, train, normalise, device, "train features"),
+            features(model, test, normalise, device, "test features"),
+        )
+    bank, queries = (F.normalize(x, dim=1) for x in extracted)
     labels = train.labels.to(device)
     predictions: dict[int, list[Tensor]] = {number: [] for number in ks}
     for part in queries.split(1000):
@@ -293,15 +213,3 @@ def _result(
 ) -> ProbeResult:
     top1 = 100 * float((predictions == test.labels.cpu()).double().mean())
     return ProbeResult(top1, len(predictions), protocol, predictions, classifier, time.monotonic() - started)
-
-
-def predict(
-    model: nn.Module,
-    split: Split | FolderSplit,
-    normalise: Normaliser | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Logits [N, classes] of the model's own classifier, on the CPU."""
-    device = device or next(model.parameters()).device
-    with _frozen(model):
-        return extract(model, split, normalise or normaliser(model, device), device, desc="test images").cpu()

@@ -130,7 +130,8 @@ def _measured(folder: Path, facts: dict[str, Any], data_dir: str | os.PathLike[s
         checked = verify(name, data_dir, weights_dir=folder)
         if not checked.same_data:
             return ["the test images are not those of the card"]
-        return [] if checked.ok else [f"measured top-1 {checked.measured:.2f}, reported {checked.reported:.2f}"]
+        what = f"measured top-1 {checked.measured:.2f}, reported {checked.reported:.2f}; "
+        return [] if checked.ok else [f"{what}the golden output differs by {checked.golden:.1e}"]
     model = create_model(name, pretrained=True, weights_dir=folder)
     golden = torch.tensor(facts["golden"]["logits"])
     difference = float((golden_output(model, read_config(folder)["pretrained_cfg"]) - golden).abs().max())

@@ -23,9 +23,9 @@ from .cards import card, zoo_table
 from .datasets import load
 from .errors import TrainingError, WeightsError
 from .evaluate import load_run
+from .features import features, predict
 from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
-from .probe import features, predict
 from .recipes import Recipe, recipe
 from .runs import Run, read_recipe_file, write_atomically, write_json
 from .verify import golden_output

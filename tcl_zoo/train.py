@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
+from .progress import progress
 from .recipes import Recipe
 from .runs import Run, save_module, write_json
 from .stopping import Stop, agreed
@@ -154,14 +155,12 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
     """Runs what is left of the epochs; False where it was stopped. Leaves a checkpoint either way."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     trainer.network.train()
-    bar = tqdm(
-        total=recipe.epochs * trainer.batches.steps,
+    bar = progress(
+        recipe.epochs * trainer.batches.steps,
+        recipe.name,
+        "step",
         initial=trainer.epoch * trainer.batches.steps + trainer.step_done,
-        desc=recipe.name,
-        unit="step",
         disable=not accelerator.is_main_process,
-        dynamic_ncols=True,
-        mininterval=0.5,
     )
     with bar:
         while trainer.epoch < recipe.epochs:

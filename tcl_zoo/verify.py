@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .datasets import load
 from .errors import WeightsError
+from .features import predict
 from .models import create_model
-from .probe import predict
 from .weights import locate
 
 # Of 10,000 images: another device rounds a logit otherwise and a tie falls the other way.

@@ -12,8 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 import tcl_zoo
 from tcl_zoo.datasets import Split, load
+from tcl_zoo.features import features, predict
 from tcl_zoo.models import pretrained_cfg
-from tcl_zoo.probe import features, fit_linear, knn_probe, linear_probe, predict
+from tcl_zoo.probe import fit_linear, knn_probe, linear_probe
 from tcl_zoo.recipes import override, recipe
 
 

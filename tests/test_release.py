@@ -18,8 +18,8 @@ from PIL import Image
 import tcl_zoo
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
+from tcl_zoo.features import predict
 from tcl_zoo.models import pretrained_cfg
-from tcl_zoo.probe import predict
 from tcl_zoo.release import release
 from tcl_zoo.verify import golden_inputs, verify
 from tcl_zoo.weights import locate
@@ -280,7 +280,7 @@ def test_large_encoders_are_released_in_float16(tmp_path, monkeypatch, released)
 
 def test_pretrained_cfg_normalises_as_training_does():
     from tcl_zoo.batches import Normalise
-    from tcl_zoo.probe import normaliser
+    from tcl_zoo.features import normaliser
 
     model = tcl_zoo.create_model("tcl_resnet20_cifar10", num_classes=0)
     model.pretrained_cfg = pretrained_cfg("cifar10")

@@ -1,0 +1,118 @@
+"""What a frozen model says of a split: pooled features and logits, in order, in bounded memory.
+
+The model is in eval() mode throughout: in train() mode its batch norm would go on learning from the images, and a
+figure would no longer be that of the weights on disk (SPEC section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .progress import progress
+from .splits import FolderSplit, Split, loader
+
+Normaliser = Callable[[Tensor], Tensor]
+
+
+def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normaliser:
+    """uint8 [N, C, H, W] to what the model expects by its ``pretrained_cfg``: mean, std, channels and size.
+
+    Gray images are repeated for a colour model, colour ones turned to luma for a gray one; other sizes are resized
+    (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on.
+    """
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    channels, side = cfg["input_size"][0], cfg["input_size"][-1]
+    mean, std = (torch.tensor(cfg[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std"))
+
+    def normalise(images: Tensor) -> Tensor:
+        images = images.float() / 255
+        if channels == 3 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        elif channels == 1 and images.shape[1] == 3:
+            images = (images * torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]).sum(1, True)
+        if side >= 64 and images.shape[-1] != side:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    return normalise
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """eval() and no gradients; the mode is put back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def extract(
+    forward: Callable[[Tensor], Tensor],
+    split: Split | FolderSplit,
+    normalise: Normaliser,
+    device: torch.device | str,
+    batch_size: int = 500,
+    workers: int = 2,
+    desc: str = "features",
+) -> Tensor:
+    """``forward`` of every image in the split's order, float32 [N, ...] on ``device``."""
+    outputs = []
+    bar = progress(len(split), desc, "image", leave=False)
+    with bar:
+        for start in range(0, len(split), batch_size) if isinstance(split, Split) else [0]:
+            if isinstance(split, Split):
+                parts: Iterator[Tensor] = iter([split.images[start : start + batch_size]])
+            else:
+                indices = [list(range(i, min(i + batch_size, len(split)))) for i in range(0, len(split), batch_size)]
+                parts = (views[:, 0] for views, _, _ in loader(split, indices, workers))
+            for images in parts:
+                outputs.append(forward(normalise(images.to(device, non_blocking=True))).float())
+                bar.update(len(images))
+    return torch.cat(outputs)
+
+
+def pooled(model: Any) -> Callable[[Tensor], Tensor]:
+    """timm's pooled features [N, d]: what stands before the classifier."""
+    return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def features(
+    model: nn.Module,
+    split: Split | FolderSplit,
+    normalise: Normaliser | None = None,
+    device: torch.device | str | None = None,
+    desc: str = "features",
+) -> Tensor:
+    """Unnormalised pooled features [N, d], float32, of an unaugmented split.
+
+    Args:
+        model: any timm model, with or without a classifier.
+        split: the images.
+        normalise: how to prepare them; by the model's ``pretrained_cfg`` where not given.
+        device: where to compute; the model's own where not given.
+        desc: what the progress bar says.
+    """
+    device = device or next(model.parameters()).device
+    with frozen(model):
+        return extract(pooled(model), split, normalise or normaliser(model, device), device, desc=desc)
+
+
+def predict(
+    model: nn.Module,
+    split: Split | FolderSplit,
+    normalise: Normaliser | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Logits [N, classes] of the model's own classifier, on the CPU."""
+    device = device or next(model.parameters()).device
+    with frozen(model):
+        return extract(model, split, normalise or normaliser(model, device), device, desc="test images").cpu()
