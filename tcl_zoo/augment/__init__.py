@@ -8,6 +8,8 @@ parameters come from a generator on the CPU, pixels never touch it.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ POLICIES = (
     "resized_crop_flip",
     "none",
 )
+_PART = 256  # images of a group that are worked on at a time on a CPU
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 _JITTER = (
     ("brightness", ops.brightness, 0.4),
@@ -128,46 +131,72 @@ class Augment:
             raise ValueError(f"images must be square, got {list(images.shape[2:])}")
         if self.name == "none" or not len(images):
             return images.new_empty(0, images.shape[1], self.size, self.size) if not len(images) else images.clone()
-        device = images.device
-        move = {key: value.to(device, non_blocking=True) for key, value in params.items()}
+        move = {key: value.to(images.device, non_blocking=True) for key, value in params.items()}
         if self._resized:
             top, left, height, width = (move[k] for k in ("top", "left", "height", "width"))
             views = ops.resized_crop(images, top, left, height, width, self.size)
-            views = torch.where(move["flip"][:, None, None, None], views.flip(3), views)
+            views = _grouped(views, params["flip"].long() - 1, [lambda x, _: x.flip(3)])
         else:
             views = ops.crop_flip(images, move["top"], move["left"], move["flip"], self.padding)
         if self._policy is not None:
-            self._apply_policy(views, params, move["magnitude"])
+            views = self._apply_policy(views, params, move["magnitude"])
         if self.name == "simaugment":
-            self._apply_jitter(views, params, move)
+            views = self._apply_jitter(views, params, move)
         if self.blur:
-            group = _where(params["blur"], device)
-            views[group] = ops.gaussian_blur(views[group], move["sigma"][group], self._kernel_size)
+            size, sigma = self._kernel_size, move["sigma"]
+            blur = [lambda x, i: ops.gaussian_blur(x, sigma[i], size)]
+            views = _grouped(views, params["blur"].long() - 1, blur)
         return views
 
-    def _apply_policy(self, views: Tensor, params: dict[str, Tensor], magnitude: Tensor) -> None:
-        """Both steps in place, samples grouped by operation. Groups are found on the parameters' device (the CPU)."""
+    def _apply_policy(self, views: Tensor, params: dict[str, Tensor], magnitude: Tensor) -> Tensor:
+        """Both steps of each sample's sub-policy."""
         assert self._policy is not None
+        run = self._policy.run
         operation = self._policy.operation.to(params["policy"].device)[params["policy"]]
         operation = operation.masked_fill(~params["apply"], -1)
         for step in (0, 1):
-            for number, name in enumerate(policies.NAMES):
-                group = _where(operation[:, step] == number, views.device)
-                if len(group):
-                    views[group] = self._policy.run(name, views[group], magnitude[group, step])
+            runs = [partial(_run_at, partial(run, name), magnitude[:, step]) for name in policies.NAMES]
+            views = _grouped(views, operation[:, step], runs)
+        return views
 
     @staticmethod
-    def _apply_jitter(views: Tensor, params: dict[str, Tensor], move: dict[str, Tensor]) -> None:
+    def _apply_jitter(views: Tensor, params: dict[str, Tensor], move: dict[str, Tensor]) -> Tensor:
         order = _ORDERS.to(params["order"].device)[params["order"]].masked_fill(~params["jitter"][:, None], -1)
+        runs = [partial(_run_at, run, move[key]) for key, run, _ in _JITTER]
         for step in range(4):
-            for number, (key, run, _) in enumerate(_JITTER):
-                group = _where(order[:, step] == number, views.device)
-                if len(group):
-                    views[group] = run(views[group], move[key][group])
-        group = _where(params["gray"], views.device)
-        views[group] = ops.grayscale(views[group])
+            views = _grouped(views, order[:, step], runs)
+        return _grouped(views, params["gray"].long() - 1, [lambda x, _: ops.grayscale(x)])
 
 
-def _where(mask: Tensor, device: torch.device) -> Tensor:
-    """Indices of the set entries of [N] on ``device``; no synchronisation while the mask is on the CPU."""
-    return mask.nonzero()[:, 0].to(device, non_blocking=True)
+def _run_at(run: Callable[[Tensor, Tensor], Tensor], value: Tensor, images: Tensor, index: Tensor) -> Tensor:
+    """An operation with the magnitudes of these samples."""
+    return run(images, value[index])
+
+
+def _grouped(views: Tensor, operation: Tensor, runs: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+    """``runs[operation[i]]`` on every sample i, -1 for none.
+
+    Samples are brought into the order of their operation, worked on in parts that stay in a CPU's cache, and brought
+    back. The order is found where the parameters are, on the CPU as a rule: no GPU is waited for.
+
+    Args:
+        views: uint8 [N, C, H, W].
+        operation: int64 [N].
+        runs: each takes some images and their numbers in the batch.
+    """
+    counts = torch.bincount(operation + 1, minlength=len(runs) + 1).tolist()
+    if counts[0] == len(views):
+        return views
+    order = operation.argsort(stable=True)
+    index = order.to(views.device, non_blocking=True)
+    ordered = views.index_select(0, index)
+    step = _PART if views.device.type == "cpu" else len(views)
+    first = counts[0]
+    for run, count in zip(runs, counts[1:], strict=True):
+        for start in range(first, first + count, step):
+            part = slice(start, min(start + step, first + count))
+            ordered[part] = run(ordered[part], index[part])
+        first += count
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return ordered.index_select(0, back.to(views.device, non_blocking=True))
