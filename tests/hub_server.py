@@ -503,7 +503,8 @@ def client_env(hub: HubServer, tmp_path: Path, **env: str | None) -> dict[str, s
     """The environment of a client of `hub`: nothing of the Hub's own settings is inherited."""
     ours = re.compile("HF_|HUGGING|.*_proxy$", re.IGNORECASE)
     settings: dict[str, str | None] = {k: v for k, v in os.environ.items() if not ours.match(k)}
-    settings |= {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    settings |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     settings |= {**hub.env(tmp_path / "hf_home"), **env}
     return {key: value for key, value in settings.items() if value is not None}
 

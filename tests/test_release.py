@@ -16,11 +16,14 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import tcl_zoo
+from tcl_zoo import index
+from tcl_zoo.cards import card, interval
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
 from tcl_zoo.features import predict
 from tcl_zoo.models import pretrained_cfg
-from tcl_zoo.release import release
+from tcl_zoo.pictures import confusion, embedding, training_curve
+from tcl_zoo.release import record, release, update_index
 from tcl_zoo.verify import golden_inputs, verify
 from tcl_zoo.weights import locate
 
@@ -59,14 +62,99 @@ def test_release_folder(released):
 
 
 def test_card_is_valid_hub_metadata(released):
-    card = ModelCard.load(released / NAME / "README.md")
+    written = ModelCard.load(released / NAME / "README.md")
     facts = json.loads((released / NAME / "config.json").read_text())["tcl_zoo"]
-    assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == (
+    assert (written.data.library_name, written.data.pipeline_tag, written.data.license) == (
         "timm", "image-classification", "apache-2.0"
     )  # fmt: skip
-    (result,) = card.data.eval_results
+    assert (written.data.datasets, written.data.metrics) == (["digits"], ["accuracy"])
+    assert written.data.to_dict()["base_recipe"] == NAME
+    (result,) = written.data.eval_results
     assert result.metric_value == round(facts["results"]["top1"], 2)
-    assert f"**{facts['results']['top1']:.2f}**" in card.text
+    assert f"**{facts['results']['top1']:.2f}**" in written.text
+
+
+def test_card_says_what_a_reader_asks(released):
+    text = (released / NAME / "README.md").read_text()
+    config = json.loads((released / NAME / "config.json").read_text())
+    recipe = config["tcl_zoo"]["recipe"]
+    for key in set(recipe) - {"name", "objective", "encoder", "dataset", "variant"}:
+        assert f"| `{key}` | {recipe[key]} |" in text
+    for picture in ("training_curve", "confusion", "embedding"):
+        assert f"]({picture}.png)" in text
+    assert f"scripts/train.py {NAME}" in text and config["tcl_zoo"]["sha256"] in text and "arXiv:2305.10675" in text
+    assert "| the thesis | no figure for this setting" in text
+    published = card(config, pictures=["confusion.png"], repo_id="me/mine")
+    assert "hf-hub:me/mine" in published and "embedding.png" not in published
+
+
+def test_card_puts_the_thesis_beside(released):
+    config = json.loads((released / NAME / "config.json").read_text())
+    facts = config["tcl_zoo"]
+    facts["name"] = "tcl_resnet50_cifar100"
+    facts["recipe"] = tcl_zoo.recipe("tcl_resnet50_cifar100").to_dict()
+    (row,) = [line for line in card(config).splitlines() if line.startswith("| the thesis")]
+    assert "Table 5.1" in row and "| 79.8 |" in row and "50 epochs of SGD" in row
+    assert "import tcl_zoo, timm" in card(config)
+    assert "import timm  # alone" in card(config | {"architecture": "resnet18"})
+
+
+def test_code_on_the_card_runs(released, tmp_path, monkeypatch):
+    """Every Python block, in one namespace and in order, but for what needs a Hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(released))
+    Image.new("L", (8, 8)).save("image.png")
+    text = (released / NAME / "README.md").read_text()
+    names: dict[str, object] = {"torch": torch}
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    local = [block for block in blocks if "hf-hub:" not in block]
+    assert (len(blocks), len(local)) == (5, 3)
+    for block in local:
+        exec(block, names)
+    assert names["class_index"].shape == (1,) and names["features"].shape == (1, 64)
+    assert names["model"].num_classes == 37
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (351, 360), (360, 360), (7980, 10_000)])
+def test_interval_is_wilsons(hits, n):
+    from scipy.stats import binomtest
+
+    expected = binomtest(hits, n).proportion_ci(method="wilson")
+    assert interval(100 * hits / n, n) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
+def test_index_forgets_a_publication_of_something_else(released, copy, monkeypatch):
+    monkeypatch.setattr(index, "INDEX_FILE", copy / "index.json")
+    index.entries.cache_clear()
+    try:
+        entry = update_index(copy)[NAME]
+        assert entry["sha256"] == hashlib.sha256((copy / NAME / "model.safetensors").read_bytes()).hexdigest()
+        assert entry["config_sha256"] == hashlib.sha256((copy / NAME / "config.json").read_bytes()).hexdigest()
+        record(NAME, "me/mine", "0" * 40)
+        assert update_index(copy)[NAME]["repo_id"] == "me/mine"
+        assert "hf-hub:me/mine" not in (copy / NAME / "README.md").read_text()
+        update_index(copy, cards=True)
+        assert "hf-hub:me/mine" in (copy / NAME / "README.md").read_text()
+        edit(copy, lambda config: config["tcl_zoo"].update(seconds=0.0))
+        assert update_index(copy)[NAME]["repo_id"] is None
+        with pytest.raises(WeightsError, match="is not in"):
+            record("tcl_resnet20_digits.e2", "me/mine", "0" * 40)
+    finally:
+        index.entries.cache_clear()
+
+
+@pytest.mark.parametrize(("classes", "n"), [(10, 60), (100, 3000)])
+def test_pictures_are_drawn(tmp_path, classes, n):
+    """Of ten classes and of a hundred, and of a curve with a single epoch: 800 pixels wide and not blank."""
+    names = tuple(f"class {k}" for k in range(classes))
+    labels = torch.arange(n) % classes
+    embedding(torch.randn(n, 16) + labels[:, None], labels, names, "features", tmp_path / "embedding.png")
+    confusion(torch.eye(classes) * 5, names, "confusion", tmp_path / "confusion.png")
+    training_curve([{"epoch": 0, "loss": 2.0, "lr": 0.1}], "curve", tmp_path / "curve.png")
+    for file in ("embedding", "confusion", "curve"):
+        with Image.open(tmp_path / f"{file}.png") as image:
+            colours = image.convert("RGB").getcolors(10**6)
+            assert image.width == 800 and colours is not None and len(colours) > 50
 
 
 def test_load_and_verify(released):
