@@ -1,0 +1,88 @@
+"""What is released: the index, the cards and the package say the same, and every digits model is what its card says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tcl_zoo
+from tcl_zoo import index
+from tcl_zoo.recipes import recipe
+from tcl_zoo.verify import verify
+from tcl_zoo.weights import read_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = None
+
+ROOT = Path(__file__).resolve().parent.parent
+CARDS = ROOT / "model_cards"
+RELEASED = sorted(index.entries())
+BUNDLED_BELOW = 2_000_000  # bytes of weights that travel in the wheel
+
+
+def test_index_and_cards_name_the_same():
+    assert {p.parent.name for p in CARDS.glob("*/config.json")} == set(RELEASED)
+    assert {"tcl_resnet20_digits", "supcon_resnet20_digits", "ce_resnet20_digits"} <= set(RELEASED)
+    table = (CARDS / "README.md").read_text()
+    assert all(f"[{name}]({name}/README.md)" in table for name in RELEASED)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_release_matches_the_index(name):
+    entry, config = index.entries()[name], read_config(CARDS / name)
+    data = (CARDS / name / "model.safetensors").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == entry["sha256"] == config["tcl_zoo"]["sha256"]
+    assert len(data) == entry["bytes"]
+    assert entry["results"] == config["tcl_zoo"]["results"]
+    assert config["tcl_zoo"]["recipe"] | {"seed": 0} == recipe(name).to_dict() | {"seed": 0}
+    assert entry["results"]["last_epoch"] == recipe(name).epochs
+    assert f"{entry['results']['top1']:.2f}" in (CARDS / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in RELEASED if name.endswith("_digits")])
+def test_digits_verify_and_pass_their_floor(name):
+    checked = verify(name, device="cpu")
+    assert checked.ok and checked.same_data
+    assert checked.measured >= 97.5
+
+
+def test_total_size():
+    assert sum(p.stat().st_size for p in CARDS.rglob("*") if p.is_file()) <= 250_000_000
+
+
+@pytest.mark.skipif(tomllib is None, reason="tomllib needs Python 3.11")
+def test_small_releases_travel_in_the_wheel():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        included = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    small = [name for name in RELEASED if index.entries()[name]["bytes"] < BUNDLED_BELOW]
+    assert included == {f"model_cards/{name}": f"tcl_zoo/model_cards/{name}" for name in small}
+
+
+def test_readme_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) >= 3
+    import torch
+
+    scope = {"embeddings": torch.nn.functional.normalize(torch.randn(8, 4), dim=1), "labels": torch.arange(8) // 2}
+    for block in blocks:
+        exec(block, scope)
+    image = scope["transform"](Image.new("RGB", (8, 8)))
+    assert scope["model"](image[None]).shape == (1, 10)
+    assert scope["encoder"](image[None]).shape == (1, 64)
+
+
+def test_version_is_in_the_changelog():
+    assert f"## {tcl_zoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_index_is_sorted_json():
+    text = index.INDEX_FILE.read_text()
+    assert list(json.loads(text)) == RELEASED
