@@ -100,6 +100,7 @@ def create_model(
         WeightsError: no weights, or not those that were released.
     """
     import timm
+    from timm.models import load_pretrained
 
     if not pretrained and not name.startswith(SOURCES):
         data, architecture = DATA[recipe(name).dataset], recipe(name).architecture
@@ -109,14 +110,18 @@ def create_model(
     release = locate(name, weights_dir, revision, cache_dir, sha256)
     config = release.config
     cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
-    if pretrained:
-        cfg["state_dict"] = read_weights(release)
+    with_weights = {**cfg, "state_dict": read_weights(release)} if pretrained else {}
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
     classes = config["num_classes"] if num_classes is None else num_classes
+    # timm copies the state dict of a configuration it is given; loading afterwards spares that. Where it wraps the
+    # model (features_only) only the configuration reaches the inside.
+    wraps = pretrained and bool(timm_kwargs.get("features_only"))
     try:
         model = timm.create_model(
-            config["architecture"], pretrained=pretrained, pretrained_cfg=cfg, num_classes=classes, **timm_kwargs
+            config["architecture"], wraps, with_weights if wraps else cfg, num_classes=classes, **timm_kwargs
         )
+        if pretrained and not wraps:
+            load_pretrained(model, with_weights, num_classes=classes, in_chans=timm_kwargs["in_chans"])
     except (RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"the weights in {release.folder} do not fit {config['architecture']}: {reason}") from error
