@@ -15,7 +15,7 @@ _OBJECTIVES = {
     "supcon": "supervised contrastive learning (SupCon)",
     "ce": "cross-entropy",
 }
-_PROTOCOL = {  # what the thesis did on the frozen features, and how long
+_PROTOCOL = {  # of the thesis: whether on frozen features
     True: "linear layer, {probe_epochs} epochs of SGD on augmented images",
     False: "classifier trained with the encoder",
 }
@@ -121,8 +121,7 @@ def card(
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())
     software = ", ".join(f"{k} {v}" for k, v in environment["software"].items())
-    label = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32"
-    gray = "gray, " if info.channels == 1 else ""
+    label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
     text = f"""
 # {name}
@@ -142,7 +141,7 @@ epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chos
 
 {_usage(config, repo_id)}
 
-The classes, in the order of the logits: {_classes(config)}.
+Classes, in the order of the logits: {_classes(config)}.
 
 ## Training
 
