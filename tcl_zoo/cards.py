@@ -121,6 +121,7 @@ def card(
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())
     software = ", ".join(f"{k} {v}" for k, v in environment["software"].items())
+    seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
     text = f"""
@@ -146,7 +147,7 @@ Classes, in the order of the logits: {_classes(config)}.
 ## Training
 
 ```
-python scripts/train.py {name} --data-dir DATA --precision {environment["precision"]}{_seed(recipe)}
+python scripts/train.py {name} --data-dir DATA --precision {environment["precision"]}{seed}
 ```
 
 | value | | |
@@ -221,33 +222,35 @@ def _usage(config: dict[str, Any], repo_id: str | None) -> str:
 ```python
 import tcl_zoo
 from PIL import Image
-model, transform = tcl_zoo.create_model(name := "{name}", pretrained=True), tcl_zoo.create_transform(name)
-class_index = model.eval()(transform(Image.open("image.png"))[None]).argmax(1)
+
+name, image = "{name}", Image.open("image.png")
+model, transform = tcl_zoo.create_model(name, pretrained=True).eval(), tcl_zoo.create_transform(name)
+class_index = model(transform(image)[None]).argmax(1)
 ```
 
-Features [N, {features}]:
+Features [N, {features}], and fine-tuning, here on 37 classes (a new head, everything trainable):
 
 ```python
-encoder = tcl_zoo.create_model("{name}", pretrained=True, num_classes=0).eval()
-features = encoder(transform(Image.open("image.png"))[None])
+encoder = tcl_zoo.create_model(name, pretrained=True, num_classes=0).eval()
+features = encoder(transform(image)[None])
 ```
 
-Fine-tune, here on 37 classes (a new head, everything trainable):
-
 ```python
-model = tcl_zoo.create_model("{name}", pretrained=True, num_classes=37)
+model = tcl_zoo.create_model(name, pretrained=True, num_classes=37)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 ```
 
-From a Hub{published}, checked against the sha256 that you give, or by timm:
+From a Hub{published}, by timm, or checked against the sha256 that you give:
 
 ```python
 {imports}
+
 model = timm.create_model("hf-hub:{place}", pretrained=True)
 {own}```
 
 ```python
-model = tcl_zoo.create_model("hf-hub:{place}", pretrained=True, sha256="{config["tcl_zoo"]["sha256"]}")
+sha256 = "{config["tcl_zoo"]["sha256"]}"
+model = tcl_zoo.create_model("hf-hub:{place}", pretrained=True, sha256=sha256)
 ```"""
 
 
@@ -262,10 +265,6 @@ def _values(recipe: dict[str, Any]) -> dict[str, Any]:
         hidden |= {"temperature", "k1", "k2", "projector_hidden", "projector_dim"}
         hidden |= {"probe_epochs", "probe_lr", "probe_batch"}
     return {key: value for key, value in recipe.items() if key not in hidden}
-
-
-def _seed(recipe: dict[str, Any]) -> str:
-    return f" --set seed={recipe['seed']}" if recipe["seed"] else ""
 
 
 def _classes(config: dict[str, Any]) -> str:
