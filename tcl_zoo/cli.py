@@ -94,7 +94,7 @@ def _info(args: argparse.Namespace) -> int:
         print(f"  our top-1         {results['top1']:.2f} % ({results['protocol']}, n = {results['n']:,} test images,")
         print(f"                    seed {results['seed']}, epoch {results['last_epoch']} of {results['epochs']})")
         print(f"  weights           {info['weights']}")
-        print(f"  sha256            {info['sha256']}")
+        print(f"  sha256   {info['sha256']}")
     else:
         print("  weights           none released; to train them:")
         print(f"                    python scripts/train.py {args.name} --data-dir DATA")

@@ -51,7 +51,10 @@ def test_list(capsys):
 def test_info(capsys):
     code, out, _ = run(capsys, "info", "tcl_resnet50_cifar100")
     assert code == 0 and "79.8 % (Table 5.1)" in out and "scripts/train.py tcl_resnet50_cifar100" in out
-    assert all(len(line) <= 80 for line in out.splitlines())
+    code, bundled, _ = run(capsys, "info", "tcl_resnet20_digits")
+    assert code == 0 and "our top-1" in bundled
+    lines = [line for line in (out + bundled).splitlines() if "weights  " not in line]  # a path may be long
+    assert all(len(line) <= 80 for line in lines)
 
 
 def test_verify(capsys, released, tmp_path):
