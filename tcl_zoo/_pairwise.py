@@ -1,8 +1,7 @@
-"""All pairs of a batch without an [N, N] matrix: the two walks behind ``losses.py``.
+"""All pairs of a batch without an [N, N] matrix: the walks behind ``losses.py``.
 
-On a CPU, rows come sorted by the size of their class and then by class, so that a class is a block of neighbouring
-rows whose borders are known (``Batch.bounds``). Small batches, and those on a GPU, where asking for the borders would
-stall the queue, come as they are and every pair's labels are compared.
+A batch of one tile is :class:`Dense`: its square is computed once and kept from forward to backward. A larger one is
+:class:`Tiled`, in two parts that walk twice, forward for the denominators and backward with the denominators known:
 
 - :class:`Negatives` walks square tiles of ``k2 exp(s / tau)`` with the class blocks struck out. Nearly all of the work
   is here: a matrix product, an exponential, a sum. ``s`` is symmetric, so in one process a tile above the diagonal
@@ -10,7 +9,9 @@ stall the queue, come as they are and every pair's labels are compared.
 - :class:`Positives` holds each class's own square of ``s``, padded to the largest class of its size group, as one
   batched product. It is the only place where ``k1 exp(-s)`` is needed, and small unless classes are few.
 
-Both walk twice: forward for the denominators, backward with the denominators known. A batch of one tile keeps it.
+On a CPU, rows of a tiled batch come sorted by the size of their class and then by class, so that a class is a block of
+neighbouring rows whose borders are known (``Batch.bounds``). On a GPU asking for the borders would stall the queue:
+rows come as they are and every pair's labels are compared.
 
 Exponents of float32 reach +-88. Where temperature and k1, k2 cannot leave that range (``shift`` is None) exponentials
 are taken as they are; elsewhere the largest exponent of each row is found first and subtracted.
@@ -27,7 +28,7 @@ from torch import Tensor
 
 # Side of a tile: 512 x 512 float32 is 1 MiB, which stays in cache between product, exponential and sum.
 TILE = 512
-# Batches up to here are a single tile, kept from forward to backward.
+# Batches up to here are a single tile.
 SINGLE = 1024
 # Rows whose class blocks are struck out together.
 _BAND = 64
@@ -56,6 +57,112 @@ class Batch:
         self.bounds: tuple[list[int], list[int]] | None = None
         if self.start is not None and self.size is not None:
             self.bounds = self.start.tolist(), (self.start + self.size).tolist()
+        self.log_k1 = math.log(self.k1) if self.k1 > 0 else -math.inf
+
+    def exponentials(self, near: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """exp(s / tau - shift) from ``near`` = s / tau, and k1 exp(-s - shift) where k1 > 0.
+
+        Without a shift ``near`` is overwritten.
+        """
+        far = torch.rsub(near, self.log_k1, alpha=self.temperature) if self.k1 > 0 else None
+        if shift is not None:
+            near = near - shift
+            far = far.sub_(shift) if far is not None else None
+        return near.exp_(), far.exp_() if far is not None else None
+
+
+@dataclass
+class Terms:
+    """Per anchor: the shift of its exponents, w / D and w / |P|, w the weight of its loss in the sum."""
+
+    shift: Tensor
+    scale: Tensor
+    pull: Tensor
+
+
+class Dense:
+    """The one tile of a small batch, [A, N] at once.
+
+    Masks are floats and steps in place: at this size a comparison of bools, or the page faults of one more square,
+    cost as much as the exponential.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._near = (batch.rows * (1 / batch.temperature)) @ batch.columns.T  # s / tau
+        self._itself = batch.row_index[:, None]
+        self._pair = torch.empty_like(self._near)
+        torch.eq(batch.row_class[:, None], batch.column_class[None], out=self._pair)
+        self._pair.scatter_(1, self._itself, 0.0)
+        self._kept: Tensor | None = None  # what the gradient needs of the exponentials, where nothing is shifted
+
+    def shift(self) -> Tensor:
+        """[A] the largest exponent of each row."""
+        b = self.batch
+        pair = self._pair > 0
+        near = torch.where(pair, self._near, self._near + math.log(b.k2)).scatter_(1, self._itself, -math.inf)
+        far = torch.rsub(self._near, b.log_k1, alpha=b.temperature).masked_fill_(~pair, -math.inf)
+        return torch.maximum(near, far).amax(1)
+
+    def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """D with the shift taken out, the positives' sum of s, and |P|, each [A]."""
+        sum_s = torch.einsum("ij,ij->i", self._near, self._pair) * self.batch.temperature
+        near, far = self._terms(None if shift is None else shift[:, None])
+        denominator = near.sum(1)
+        if far is not None:
+            denominator += far.sum(1)
+        if shift is None:
+            self._kept = self._pulled(near, far)
+        return denominator, sum_s, self._pair.sum(1)
+
+    def gradient(self, shift: Tensor | None, own: Terms, others: Terms) -> Tensor:
+        """tau times the gradient with respect to the rows, [A, D]."""
+        if self._kept is not None:
+            weights = (self._kept * own.scale[:, None]).addcmul_(self._kept, others.scale)
+        else:
+            weights = self._pulled(*self._terms(own.shift[:, None])).mul_(own.scale[:, None])
+            weights += self._pulled(*self._terms(others.shift)).mul_(others.scale)
+        weights.addcmul_(self._pair, own.pull[:, None], value=-1).addcmul_(self._pair, others.pull, value=-1)
+        return weights @ self.batch.columns
+
+    def _terms(self, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Every term of the denominators: of negatives and positives by s / tau, of positives by -s."""
+        near, far = self.batch.exponentials(self._near, shift)
+        if self.batch.k2 != 1:
+            near = torch.where(self._pair > 0, near, near * self.batch.k2)
+        near.scatter_(1, self._itself, 0.0)
+        return near, None if far is None else far.mul_(self._pair)
+
+    def _pulled(self, near: Tensor, far: Tensor | None) -> Tensor:
+        return near if far is None else near.sub_(far, alpha=self.batch.temperature)
+
+
+class Tiled:
+    """A batch of many tiles."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.negatives, self.positives = batch, Negatives(batch), Positives(batch)
+
+    def shift(self) -> Tensor:
+        """[A] the largest exponent of each row."""
+        largest = self.batch.rows.new_full((len(self.batch.rows),), -math.inf)
+        self.negatives.largest(largest)
+        self.positives.largest(largest)
+        return largest
+
+    def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """D with the shift taken out, the positives' sum of s, and |P|, each [A]."""
+        denominator = self.batch.rows.new_zeros(len(self.batch.rows))
+        self.negatives.add_sums(denominator, shift)
+        sum_s, count = self.positives.add_sums(denominator, shift)
+        return denominator, sum_s, count
+
+    def gradient(self, shift: Tensor | None, own: Terms, others: Terms) -> Tensor:
+        """tau times the gradient with respect to the rows, [A, D]."""
+        gradient = torch.zeros_like(self.batch.rows)
+        self.negatives.add_gradient(gradient, shift, own, others)
+        self.positives.add_gradient(gradient, shift, own, others)
+        return gradient
 
 
 class Negatives:
@@ -63,14 +170,12 @@ class Negatives:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._kept: Tensor | None = None
 
     def _tiles(self) -> Iterator[tuple[slice, slice]]:
         b = self.batch
-        side = SINGLE if b.single else TILE
-        for r in range(0, len(b.rows), side):
-            for c in range(r if b.symmetric else 0, len(b.columns), side):
-                yield slice(r, min(r + side, len(b.rows))), slice(c, min(c + side, len(b.columns)))
+        for r in range(0, len(b.rows), TILE):
+            for c in range(r if b.symmetric else 0, len(b.columns), TILE):
+                yield slice(r, min(r + TILE, len(b.rows))), slice(c, min(c + TILE, len(b.columns)))
 
     def _logits(self, rows: slice, columns: slice) -> Tensor:
         """s / tau + log k2, -inf where the labels are the same."""
@@ -110,8 +215,6 @@ class Negatives:
                 tile.exp_()
                 if transposed:
                     into[columns] += tile.sum(0)
-                if self.batch.single:
-                    self._kept = tile
             else:
                 if transposed:
                     into[columns] += (tile - shift[columns]).exp_().sum(0)
@@ -123,8 +226,8 @@ class Negatives:
         b = self.batch
         for rows, columns in self._tiles():
             if shift is None:
-                tile = self._logits(rows, columns).exp_() if self._kept is None else self._kept
-                weights = (own.scale[rows, None] + others.scale[None, columns]).mul_(tile)
+                tile = self._logits(rows, columns).exp_()
+                weights = tile.mul_(own.scale[rows, None] + others.scale[None, columns])
             else:
                 tile = self._logits(rows, columns)
                 weights = (tile - own.shift[rows, None]).exp_().mul_(own.scale[rows, None])
@@ -132,15 +235,6 @@ class Negatives:
             into[rows].addmm_(weights, b.columns[columns])
             if b.symmetric and rows.start != columns.start:
                 into[columns].addmm_(weights.T, b.rows[rows])
-
-
-@dataclass
-class Terms:
-    """Per anchor: the shift of its exponents, w / D and w / |P|, w the weight of its loss in the sum."""
-
-    shift: Tensor
-    scale: Tensor
-    pull: Tensor
 
 
 @dataclass
@@ -167,7 +261,6 @@ class Positives:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self._squares = list(self._layout())
-        self._kept: list[Tensor] = []  # of a single tile without shift: see _pulled
 
     def _layout(self) -> Iterator[_Square]:
         b = self.batch
@@ -209,14 +302,11 @@ class Positives:
         """s [K, R, M]."""
         return self.batch.rows[square.row] @ self.batch.columns[square.column].transpose(1, 2)
 
-    def _log_k1(self) -> float:
-        return math.log(self.batch.k1) if self.batch.k1 > 0 else -math.inf
-
     def largest(self, into: Tensor) -> None:
         """Raises ``into`` [A] to the largest exponent of each row."""
         for square in self._squares:
             s = self._similarities(square)
-            exponents = torch.maximum(s / self.batch.temperature, self._log_k1() - s)
+            exponents = torch.maximum(s / self.batch.temperature, self.batch.log_k1 - s)
             found = exponents.masked_fill_(square.no_pair, -math.inf).amax(2)
             into.scatter_reduce_(0, square.anchor, square.trim(found.flatten()), "amax")
 
@@ -225,9 +315,8 @@ class Positives:
         total, count = torch.zeros_like(into), torch.zeros_like(into)
         for square in self._squares:
             s = self._similarities(square)
-            near, far = self._exponentials(s, None if shift is None else shift[square.row][:, :, None])
-            if self.batch.single and shift is None:
-                self._kept.append(near if far is None else near - self.batch.temperature * far)
+            moved = None if shift is None else shift[square.row][:, :, None]
+            near, far = self.batch.exponentials(s * (1 / self.batch.temperature), moved)
             terms = (near if far is None else near + far).masked_fill(square.no_pair, 0.0).sum(2)
             into.index_add_(0, square.anchor, square.trim(terms.flatten()))
             total.index_add_(0, square.anchor, square.trim(s.masked_fill_(square.no_pair, 0.0).sum(2).flatten()))
@@ -236,28 +325,19 @@ class Positives:
 
     def add_gradient(self, into: Tensor, shift: Tensor | None, own: Terms, others: Terms) -> None:
         """Adds tau times the positives' part of the gradient with respect to the rows to ``into`` [A, D]."""
-        for i, square in enumerate(self._squares):
+        for square in self._squares:
+            s = self._similarities(square)
             r, c = square.row[:, :, None], square.column[:, None, :]
             if shift is None:
-                pulled = self._kept[i] if self._kept else self._pulled(self._similarities(square), None)
-                weights = (own.scale[r] + others.scale[c]).mul_(pulled)
+                weights = self._pulled(s, None).mul_(own.scale[r] + others.scale[c])
             else:
-                s = self._similarities(square)
                 weights = self._pulled(s, own.shift[r]).mul_(own.scale[r])
                 weights += self._pulled(s, others.shift[c]).mul_(others.scale[c])
             weights -= own.pull[r] + others.pull[c]
             part = weights.masked_fill_(square.no_pair, 0.0) @ self.batch.columns[square.column]
             into.index_add_(0, square.anchor, square.trim(part.flatten(0, 1)))
 
-    def _exponentials(self, s: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """exp(s / tau - shift), and k1 exp(-s - shift) where k1 > 0."""
-        near, far = s * (1 / self.batch.temperature), self._log_k1() - s if self.batch.k1 > 0 else None
-        for exponents in (near, far):
-            if exponents is not None:
-                (exponents if shift is None else exponents.sub_(shift)).exp_()
-        return near, far
-
     def _pulled(self, s: Tensor, shift: Tensor | None) -> Tensor:
         """exp(s / tau) - tau k1 exp(-s), shifted: tau times the derivative of a positive's terms of D."""
-        near, far = self._exponentials(s, shift)
+        near, far = self.batch.exponentials(s * (1 / self.batch.temperature), shift)
         return near if far is None else near.sub_(far, alpha=self.batch.temperature)

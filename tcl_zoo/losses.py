@@ -15,12 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._pairwise import Batch, Negatives, Positives, Terms
+from ._pairwise import SINGLE, Batch, Dense, Terms, Tiled
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
 _RANGE = 70.0
-# Rows up to which sorting by class costs more than it saves.
-_SMALL = 192
 
 
 def _gather(local: Tensor) -> tuple[Tensor, int]:
@@ -43,11 +41,11 @@ def _arranged(
 ) -> tuple[Batch, Tensor, Tensor]:
     """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N].
 
-    Small batches, and all on a GPU, stay in their order (see ``_pairwise.py``).
+    Batches of one tile, and all on a GPU, stay in their order (see ``_pairwise.py``).
     """
     columns, offset = _gather(rows) if gathered else (rows, 0)
     everybody = _gather(labels)[0] if gathered else labels
-    if rows.device.type != "cpu" or len(columns) <= _SMALL:
+    if rows.device.type != "cpu" or len(columns) <= SINGLE:
         place = torch.arange(len(columns), device=rows.device)
         own = place[: len(rows)]
         return Batch(rows, columns, labels, everybody, own + offset, temperature, k1, k2), own, place
@@ -94,16 +92,11 @@ class _PerAnchorLoss(torch.autograd.Function):
         with torch.autocast(embeddings.device.type, enabled=False):
             rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
             batch, row_order, order = _arranged(rows, labels, temperature, k1, k2, gathered)
-            negatives, positives = Negatives(batch), Positives(batch)
-            shift = None
-            if _needs_shift(batch):
-                shift = rows.new_full((len(rows),), -math.inf)
-                negatives.largest(shift)
-                positives.largest(shift)
-                shift.masked_fill_(shift == -math.inf, 0.0)
-            denominator = rows.new_zeros(len(rows))
-            sum_s, count = positives.add_sums(denominator, shift)
-            negatives.add_sums(denominator, shift)
+            walk = Dense(batch) if batch.single else Tiled(batch)
+            shift = walk.shift() if _needs_shift(batch) else None
+            if shift is not None:
+                shift = shift.masked_fill(shift == -math.inf, 0.0)
+            denominator, sum_s, count = walk.sums(shift)
             losses = denominator.log() - sum_s / (count.clamp(min=1) * temperature)
             if shift is not None:
                 losses += shift
@@ -111,7 +104,7 @@ class _PerAnchorLoss(torch.autograd.Function):
             losses.masked_fill_(count == 0, 0.0)
             out, has_positive = torch.empty_like(losses), torch.empty_like(losses, dtype=torch.bool)
             out[row_order], has_positive[row_order] = losses, count > 0
-        ctx.walks, ctx.gathered, ctx.dtype = (batch, negatives, positives), gathered, embeddings.dtype
+        ctx.walk, ctx.gathered, ctx.dtype = walk, gathered, embeddings.dtype
         ctx.save_for_backward(shift, denominator, count, row_order, order)
         ctx.mark_non_differentiable(has_positive)
         return out, has_positive
@@ -119,7 +112,7 @@ class _PerAnchorLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        batch, negatives, positives = ctx.walks
+        walk = ctx.walk
         shift, denominator, count, row_order, order = ctx.saved_tensors
         with torch.autocast(upstream.device.type, enabled=False):
             weight = upstream.to(denominator.dtype)[row_order].masked_fill_(count == 0, 0.0)
@@ -130,11 +123,9 @@ class _PerAnchorLoss(torch.autograd.Function):
                 unsorted = torch.empty(3, len(weight), dtype=weight.dtype, device=weight.device)
                 unsorted[:, row_order] = torch.stack([own.shift, own.scale, own.pull])
                 others = Terms(*_gather(unsorted.T.contiguous())[0].T[:, order].unbind())
-            gradient = torch.zeros_like(batch.rows)
-            negatives.add_gradient(gradient, shift, own, others)
-            positives.add_gradient(gradient, shift, own, others)
+            gradient = walk.gradient(shift, own, others).mul_(1 / walk.batch.temperature)
             out = torch.empty_like(gradient)
-            out[row_order] = gradient.mul_(1 / batch.temperature)
+            out[row_order] = gradient
         return out.to(ctx.dtype), None, None, None, None, None
 
 
