@@ -1,7 +1,7 @@
 """Tuned contrastive loss and supervised contrastive loss, exact, in memory linear in the batch.
 
 SupCon (eq. 3.2) is TCL (eq. 4.2-4.4) at ``k1 = 0, k2 = 1``: one implementation serves both (SPEC section 1).
-How it walks over the pairs is in ``_pairwise.py``.
+How it walks over the pairs is in ``_pairwise.py``, and in ``_dense.py`` for small batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._pairwise import SINGLE, Batch, Dense, Terms, Tiled
+from ._dense import Dense
+from ._pairwise import SINGLE, Batch, Terms, Tiled
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
 _RANGE = 70.0

@@ -1,0 +1,67 @@
+"""All pairs of a batch of one tile: its square is computed once and kept from forward to backward."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._pairwise import Batch, Terms
+
+
+class Dense:
+    """The one tile of a small batch, [A, N] at once.
+
+    Masks are floats and steps in place: at this size a comparison of bools, or the page faults of one more square,
+    cost as much as the exponential.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._near = (batch.rows * (1 / batch.temperature)) @ batch.columns.T  # s / tau
+        self._itself = batch.row_index[:, None]
+        self._pair = torch.empty_like(self._near)
+        torch.eq(batch.row_class[:, None], batch.column_class[None], out=self._pair)
+        self._pair.scatter_(1, self._itself, 0.0)
+        self._kept: Tensor | None = None  # what the gradient needs of the exponentials, where nothing is shifted
+
+    def shift(self) -> Tensor:
+        """[A] the largest exponent of each row."""
+        b = self.batch
+        pair = self._pair > 0
+        near = torch.where(pair, self._near, self._near + math.log(b.k2)).scatter_(1, self._itself, -math.inf)
+        far = torch.rsub(self._near, b.log_k1, alpha=b.temperature).masked_fill_(~pair, -math.inf)
+        return torch.maximum(near, far).amax(1)
+
+    def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """D with the shift taken out, the positives' sum of s, and |P|, each [A]."""
+        sum_s = torch.einsum("ij,ij->i", self._near, self._pair) * self.batch.temperature
+        near, far = self._terms(None if shift is None else shift[:, None])
+        denominator = near.sum(1)
+        if far is not None:
+            denominator += far.sum(1)
+        if shift is None:
+            self._kept = self._pulled(near, far)
+        return denominator, sum_s, self._pair.sum(1)
+
+    def gradient(self, shift: Tensor | None, own: Terms, others: Terms) -> Tensor:
+        """tau times the gradient with respect to the rows, [A, D]."""
+        if self._kept is not None:
+            weights = (self._kept * own.scale[:, None]).addcmul_(self._kept, others.scale)
+        else:
+            weights = self._pulled(*self._terms(own.shift[:, None])).mul_(own.scale[:, None])
+            weights += self._pulled(*self._terms(others.shift)).mul_(others.scale)
+        weights.addcmul_(self._pair, own.pull[:, None], value=-1).addcmul_(self._pair, others.pull, value=-1)
+        return weights @ self.batch.columns
+
+    def _terms(self, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Every term of the denominators: of negatives and positives by s / tau, of positives by -s."""
+        near, far = self.batch.exponentials(self._near, shift)
+        if self.batch.k2 != 1:
+            near = torch.where(self._pair > 0, near, near * self.batch.k2)
+        near.scatter_(1, self._itself, 0.0)
+        return near, None if far is None else far.mul_(self._pair)
+
+    def _pulled(self, near: Tensor, far: Tensor | None) -> Tensor:
+        return near if far is None else near.sub_(far, alpha=self.batch.temperature)
