@@ -97,7 +97,7 @@ def _info(args: argparse.Namespace) -> int:
         print(f"  sha256   {info['sha256']}")
     else:
         print("  weights           none released; to train them:")
-        print(f"                    python scripts/train.py {args.name} --data-dir DATA")
+        print(f"    python scripts/train.py {args.name} --data-dir DATA")
     print("  recipe")
     for key, value in info["recipe"].items():
         if key not in ("name", "variant"):
