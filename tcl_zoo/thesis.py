@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Top-1 in percent as the thesis reports it, and where.
-_CE_NOTE = "Table 5.1; equals SupContrast's figure after 500 epochs"
+_CE_NOTE = "Table 5.1; SupContrast's figure, 500 epochs"
 REPORTED: dict[str, tuple[float, str]] = {
     "ce_resnet50_cifar10": (95.0, _CE_NOTE),
     "ce_resnet50_cifar10.supcontrast": (95.0, _CE_NOTE),
