@@ -29,7 +29,7 @@ from torch import Tensor
 # Side of a tile: 512 x 512 float32 is 1 MiB, which stays in cache between product, exponential and sum.
 TILE = 512
 # Batches up to here are a single tile.
-SINGLE = 1024
+SINGLE = 640
 # Rows whose class blocks are struck out together.
 _BAND = 64
 # Entries of a padded batch of class squares.
@@ -203,9 +203,9 @@ class Positives:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._squares = list(self._layout())
 
-    def _layout(self) -> Iterator[_Square]:
+    def _squares(self) -> Iterator[_Square]:
+        """Laid out anew for each walk: together their masks would be quadratic in the batch."""
         b = self.batch
         if not len(b.rows):
             return
@@ -247,7 +247,7 @@ class Positives:
 
     def largest(self, into: Tensor) -> None:
         """Raises ``into`` [A] to the largest exponent of each row."""
-        for square in self._squares:
+        for square in self._squares():
             s = self._similarities(square)
             exponents = torch.maximum(s / self.batch.temperature, self.batch.log_k1 - s)
             found = exponents.masked_fill_(square.no_pair, -math.inf).amax(2)
@@ -256,7 +256,7 @@ class Positives:
     def add_sums(self, into: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         """Adds exp(s / tau - shift) + k1 exp(-s - shift) to ``into`` [A]; returns each row's sum of s and |P|, [A]."""
         total, count = torch.zeros_like(into), torch.zeros_like(into)
-        for square in self._squares:
+        for square in self._squares():
             s = self._similarities(square)
             moved = None if shift is None else shift[square.row][:, :, None]
             near, far = self.batch.exponentials(s * (1 / self.batch.temperature), moved)
@@ -268,7 +268,7 @@ class Positives:
 
     def add_gradient(self, into: Tensor, shift: Tensor | None, own: Terms, others: Terms) -> None:
         """Adds tau times the positives' part of the gradient with respect to the rows to ``into`` [A, D]."""
-        for square in self._squares:
+        for square in self._squares():
             s = self._similarities(square)
             r, c = square.row[:, :, None], square.column[:, None, :]
             if shift is None:
