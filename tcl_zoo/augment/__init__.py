@@ -28,6 +28,7 @@ POLICIES = (
     "none",
 )
 _PART = 256  # images of a group that are worked on at a time on a CPU
+_CHUNK = 2048  # images that are grouped at a time on a CPU: their bytes stay in its last cache
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 _JITTER = (
     ("brightness", ops.brightness, 0.4),
@@ -131,6 +132,9 @@ class Augment:
             raise ValueError(f"images must be square, got {list(images.shape[2:])}")
         if self.name == "none" or not len(images):
             return images.new_empty(0, images.shape[1], self.size, self.size) if not len(images) else images.clone()
+        if images.device.type == "cpu" and len(images) > _CHUNK:
+            chunks = [slice(i, i + _CHUNK) for i in range(0, len(images), _CHUNK)]
+            return torch.cat([self.apply(images[c], {k: v[c] for k, v in params.items()}) for c in chunks])
         move = {key: value.to(images.device, non_blocking=True) for key, value in params.items()}
         if self._resized:
             top, left, height, width = (move[k] for k in ("top", "left", "height", "width"))
