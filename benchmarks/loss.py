@@ -16,7 +16,7 @@ from torch import Tensor
 from tcl_zoo.losses import SupConLoss, TCLLoss
 
 from . import peers
-from .timing import HERE, alternate, curves, medians, ratio, write_csv
+from .timing import HERE, alternate, by_name, curves, medians, ratio, write_csv
 
 DENSE_LIMIT = 12_288  # rows from which a dense peer takes more memory than small machines have
 _TARGETS = {512: 1.5, 4096: 4.0, 12_288: 5.0}
@@ -64,12 +64,13 @@ def run(quick: bool = False) -> None:
         print(f"N = {n}: " + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in median.items()))
         print(f"    fastest peer, {peer}, over ours: {best:.2f}{target}; ours over the matrix products: {floor:.2f}")
     write_csv("loss", rows)
-    names = dict.fromkeys(row["name"] for row in rows)
-    lines = {
-        name: ([r["n"] for r in rows if r["name"] == name], [r["ms"] for r in rows if r["name"] == name])
-        for name in names
-    }
-    curves("loss", lines, "rows in the batch, N", "forward + backward (ms)", "Loss: time over batch size")
+    curves(
+        "loss",
+        by_name(rows, "n", "ms"),
+        "rows in the batch, N",
+        "forward + backward (ms)",
+        "Loss: time over batch size",
+    )
     memory(quick)
 
 
@@ -87,12 +88,13 @@ def memory(quick: bool = False) -> None:
                 rows.append({"n": n, "name": name, "mib": json.loads(out.stdout.splitlines()[-1])})
                 print(f"N = {n}: {name} takes {rows[-1]['mib']:.0f} MiB beyond the embeddings and labels")
     write_csv("loss_memory", rows)
-    names = dict.fromkeys(row["name"] for row in rows)
-    lines = {
-        name: ([r["n"] for r in rows if r["name"] == name], [r["mib"] for r in rows if r["name"] == name])
-        for name in names
-    }
-    curves("loss_memory", lines, "rows in the batch, N", "peak extra memory (MiB)", "Loss: memory over batch size")
+    curves(
+        "loss_memory",
+        by_name(rows, "n", "mib"),
+        "rows in the batch, N",
+        "peak extra memory (MiB)",
+        "Loss: memory over batch size",
+    )
 
 
 def _peak(name: str, n: int) -> float:

@@ -48,6 +48,14 @@ def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
+def by_name(rows: list[dict[str, Any]], x: str, y: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Rows of a CSV as one line (x values, y values) for each ``name``."""
+    return {
+        name: ([row[x] for row in rows if row["name"] == name], [row[y] for row in rows if row["name"] == name])
+        for name in dict.fromkeys(row["name"] for row in rows)
+    }
+
+
 def curves(
     name: str,
     lines: Mapping[str, tuple[list[float], list[float]]],

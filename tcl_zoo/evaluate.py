@@ -79,7 +79,7 @@ def evaluate_run(
             recipe=recipe,
             device=device,
             extracted=extracted,
-        )  # fmt: skip
+        )
         assert result.classifier is not None
         save_module(folder / "classifier.safetensors", result.classifier)
         top1, n, how = result.top1, result.n, f"linear probe, {protocol}"

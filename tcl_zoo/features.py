@@ -68,16 +68,20 @@ def extract(
     outputs = []
     bar = progress(len(split), desc, "image", leave=False)
     with bar:
-        for start in range(0, len(split), batch_size) if isinstance(split, Split) else [0]:
-            if isinstance(split, Split):
-                parts: Iterator[Tensor] = iter([split.images[start : start + batch_size]])
-            else:
-                indices = [list(range(i, min(i + batch_size, len(split)))) for i in range(0, len(split), batch_size)]
-                parts = (views[:, 0] for views, _, _ in loader(split, indices, workers))
-            for images in parts:
-                outputs.append(forward(normalise(images.to(device, non_blocking=True))).float())
-                bar.update(len(images))
+        for images in _parts(split, batch_size, workers):
+            outputs.append(forward(normalise(images.to(device, non_blocking=True))).float())
+            bar.update(len(images))
     return torch.cat(outputs)
+
+
+def _parts(split: Split | FolderSplit, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """The images in order, uint8 [up to batch_size, C, H, W] at a time."""
+    if isinstance(split, Split):
+        yield from split.images.split(batch_size)
+        return
+    indices = [part.tolist() for part in torch.arange(len(split)).split(batch_size)]
+    for views, _, _ in loader(split, indices, workers):
+        yield views[:, 0]
 
 
 def pooled(model: Any) -> Callable[[Tensor], Tensor]:

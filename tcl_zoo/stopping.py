@@ -19,7 +19,7 @@ class Stop:
 
     def __init__(self, time_limit: float | None) -> None:
         self.reason = ""
-        self._deadline = time.monotonic() + time_limit if time_limit else math.inf
+        self._deadline = time.monotonic() + time_limit if time_limit is not None else math.inf
 
     def __call__(self) -> bool:
         if not self.reason and time.monotonic() >= self._deadline:

@@ -110,7 +110,7 @@ def train(
     _resume(trainer, run)
     if log_with:
         accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
-    stop = Stop(time_limit - (time.monotonic() - started) if time_limit else None)
+    stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
     with stop.signals():
         finished = _epochs(trainer, run, stop)
     if finished and accelerator.is_main_process:
