@@ -177,6 +177,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
                 "lr": lr,
                 "seconds": round(trainer.seconds, 3),
                 "views": (trainer.epoch + 1) * trainer.batches.steps * recipe.batch_views,
+                **trainer.logged(),
             }
             trainer.epoch, trainer.step_done = trainer.epoch + 1, 0
             if accelerator.is_main_process:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .errors import TrainingError
-from .objectives import create_objective
+from .objectives import Objective, create_objective
 from .recipes import Recipe
 from .splits import FolderSplit, Split
 
@@ -23,13 +23,13 @@ from .splits import FolderSplit, Split
 class Network(nn.Module):
     """Encoder and objective as one module, so that distributed wrappers see one forward: views to loss."""
 
-    def __init__(self, encoder: nn.Module, objective: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.encoder, self.objective = encoder, objective
 
     def forward(self, views: Tensor, labels: Tensor) -> Tensor:
         """[V * B, C, H, W] and [B] to a scalar."""
-        return self.objective(self.encoder(views), labels)
+        return self.objective(self.encoder, views, labels)
 
 
 class Trainer:
@@ -64,6 +64,7 @@ class Trainer:
 
     def step(self, views: Tensor, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
+        network = self.accelerator.unwrap_model(self.network)
         self.optimizer.zero_grad(set_to_none=True)
         total = views.new_zeros(())
         for part_views, part_labels in self._parts(views, labels):
@@ -72,7 +73,14 @@ class Trainer:
             self.accelerator.backward(loss)
             total = total + loss.detach()
         self.optimizer.step()
+        done = self.epoch * self.batches.steps + self.step_done + 1
+        network.objective.after_step(network.encoder, done / (self.recipe.epochs * self.batches.steps))
         return total
+
+    def logged(self) -> dict[str, float]:
+        """What the objective logs of its last step; waits for the device."""
+        network = self.accelerator.unwrap_model(self.network)
+        return {key: float(value) for key, value in network.objective.logged().items()}
 
     def _parts(self, views: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         if self.accumulation == 1:

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from ..encoders import Projector
 from ..losses import TCLLoss
 from ..recipes import Recipe
+from ._base import Objective
 
 
-class Contrastive(nn.Module):
+class Contrastive(Objective):
     """Projector and tuned contrastive loss; SupCon is the same at ``k1 = 0, k2 = 1``.
 
     Args:
@@ -23,6 +24,6 @@ class Contrastive(nn.Module):
         self.loss = TCLLoss(recipe.temperature, recipe.k1, recipe.k2)
         self.views = recipe.views
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """[V * B, d] view-major features and [B] labels to a scalar."""
-        return self.loss(self.projector(features), labels.repeat(self.views))
+    def forward(self, encoder: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+        """[V * B, C, H, W] views and [B] labels to a scalar."""
+        return self.loss(self.projector(encoder(views)), labels.repeat(self.views))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._base import Objective
 
-class CrossEntropy(nn.Module):
+
+class CrossEntropy(Objective):
     """Linear classifier on the pooled features; it becomes the release's ``fc``.
 
     Args:
@@ -18,6 +20,6 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(num_features, num_classes)
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """[V * B, d] features and [B] labels to a scalar."""
-        return F.cross_entropy(self.classifier(features), labels.repeat(len(features) // len(labels)))
+    def forward(self, encoder: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+        """[V * B, C, H, W] views and [B] labels to a scalar."""
+        return F.cross_entropy(self.classifier(encoder(views)), labels.repeat(len(views) // len(labels)))

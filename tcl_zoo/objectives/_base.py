@@ -1,0 +1,37 @@
+"""The interface every objective has; what an objective leaves out does nothing."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Objective(nn.Module):
+    """What a training step minimises, with the networks it adds to the encoder (projector, classifier, ...).
+
+    Views are view-major: rows v * B to (v + 1) * B are view v of the batch.
+    """
+
+    def forward(self, encoder: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a step.
+
+        Args:
+            encoder: [N, C, H, W] to pooled features [N, d].
+            views: float [V * B, C, H, W], normalised.
+            labels: int64 [B].
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    def after_step(self, encoder: nn.Module, progress: float) -> None:
+        """What follows the optimiser's step: momentum networks, queues.
+
+        Args:
+            encoder: the trained encoder, just updated.
+            progress: share of the training that is done, in (0, 1].
+        """
+
+    def logged(self) -> dict[str, Tensor]:
+        """Scalars of the last step for ``metrics.jsonl``, on the device; read once an epoch."""
+        return {}
