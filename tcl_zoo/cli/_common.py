@@ -1,0 +1,65 @@
+"""What every command shares, here and in ``scripts/``: exit codes, argparse with one-line errors, common options."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import TclZooError
+
+OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, and an example at the end of every ``--help``."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        if example:
+            kwargs["epilog"] = "example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  ")
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> Any:
+        self.exit(WRONG, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Runs a command; what a user can cause becomes one line on stderr and exit code 2."""
+    try:
+        return run()
+    except (TclZooError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def seconds(text: str) -> float:
+    """``90``, ``90s``, ``9m`` or ``1h30m`` in seconds, for argparse."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not match or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 9m or 1h30m")
+    hours, minutes, rest = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + rest
+
+
+# add(name, run, text, example) -> the command's own parser
+Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], Parser]
+
+
+def data_options(sub: Parser) -> None:
+    """``--data-dir``, ``--download`` and ``--device``."""
+    sub.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
+    sub.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
+    sub.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
+
+
+def weights_option(sub: Parser) -> None:
+    """``--weights-dir``."""
+    text = "a release folder, or a folder of them, to take the weights from"
+    sub.add_argument("--weights-dir", metavar="DIR", help=text)

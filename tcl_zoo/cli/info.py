@@ -1,0 +1,37 @@
+"""``tcl-zoo info``."""
+
+from __future__ import annotations
+
+import argparse
+
+from ._common import OK, Add, weights_option
+
+
+def register(add: Add) -> None:
+    """Adds the command."""
+    sub = add("info", _run, "the recipe of a name, its results and its weights", "tcl-zoo info tcl_resnet50_cifar100")
+    sub.add_argument("name")
+    weights_option(sub)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..models import model_info
+
+    info = model_info(args.name, args.weights_dir)
+    thesis, results = info["thesis"], info["results"]
+    print(args.name)
+    print(f"  architecture      {info['architecture']} (timm)")
+    print(f"  thesis top-1      {f'{thesis[0]} % ({thesis[1]})' if thesis else 'no figure for this setting'}")
+    if results:
+        print(f"  our top-1         {results['top1']:.2f} % ({results['protocol']}, n = {results['n']:,} test images,")
+        print(f"                    seed {results['seed']}, epoch {results['last_epoch']} of {results['epochs']})")
+        print(f"  weights           {info['weights']}")
+        print(f"  sha256   {info['sha256']}")
+    else:
+        print("  weights           none released; to train them:")
+        print(f"    python scripts/train.py {args.name} --data-dir DATA")
+    print("  recipe")
+    for key, value in info["recipe"].items():
+        if key not in ("name", "variant"):
+            print(f"    {key:<17} {value}")
+    return OK

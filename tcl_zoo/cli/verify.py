@@ -1,0 +1,44 @@
+"""``tcl-zoo verify``."""
+
+from __future__ import annotations
+
+import argparse
+
+from ._common import FAILED, OK, Add, data_options, weights_option
+
+
+def register(add: Add) -> None:
+    """Adds the command."""
+    sub = add("verify", _run, "measure a release again and hold it against its card",
+              "tcl-zoo verify tcl_resnet20_digits --per-class --confusion confusion.png")  # fmt: skip
+    sub.add_argument("name")
+    data_options(sub)
+    weights_option(sub)
+    sub.add_argument("--revision", help="of the Hub repository, instead of the pinned one")
+    sub.add_argument("--per-class", action="store_true", help="a table of recall by class")
+    sub.add_argument("--confusion", metavar="PNG", help="write the confusion matrix as a picture")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..verify import plot_confusion, verify
+
+    v = verify(
+        args.name, args.data_dir, weights_dir=args.weights_dir, revision=args.revision, device=args.device,
+        download=args.download,
+    )  # fmt: skip
+    print(f"{v.name}")
+    print(f"  reported  {v.reported:6.2f} %")
+    print(f"  measured  {v.measured:6.2f} %  ({v.hits:,} of {v.n:,} test images)")
+    print(f"  golden output differs by {v.golden:.1e} at most")
+    if not v.same_data:
+        print("  other test images than the card's (fingerprints differ): the figures are not comparable")
+    if args.per_class:
+        width = max(len(name) for name in v.classes)
+        print(f"  {'class':<{width}}  images  recall")
+        for name, n, recall in v.per_class():
+            print(f"  {name:<{width}}  {n:>6}  {recall:6.2f}")
+    if args.confusion:
+        plot_confusion(v, args.confusion)
+        print(f"  confusion matrix: {args.confusion}")
+    print("  OK: the card holds" if v.ok else "  FAILED: the card does not hold")
+    return OK if v.ok else FAILED
