@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="epoch: in what")
     parser.add_argument("--steps", type=int, default=50, help="epoch: timed steps")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="epoch: of the device, for the utilisation")
+    parser.add_argument("--compile", action="store_true", help="epoch: with torch.compile")
     args = parser.parse_args()
 
     from benchmarks import augment, loop, loss, probe, startup
@@ -36,7 +37,7 @@ def main() -> int:
     runs["processes"] = loop.processes
     for suite in SUITES if "all" in args.suites else args.suites:
         if suite == "epoch":
-            loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops)
+            loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)
         else:
             runs[suite](args.quick)
     return OK

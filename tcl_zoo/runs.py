@@ -76,8 +76,13 @@ class Run:
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
         stored = read_recipe_file(recipe_file)
-        ours, theirs = self.recipe.to_dict() | settings, stored["recipe"] | stored["settings"]
-        differing = [f"{k} ({theirs.get(k)} there, {v} now)" for k, v in ours.items() if theirs.get(k) != v]
+        ours = self.recipe.to_dict() | settings
+        theirs = from_dict(stored["recipe"]).to_dict() | stored["settings"]
+        differing = [
+            f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
+            for key in ours | theirs
+            if theirs.get(key) != ours.get(key)
+        ]
         if differing:
             raise TrainingError(
                 f"{self.folder} holds a run of {theirs['name']} with other values: {', '.join(differing[:4])}; "

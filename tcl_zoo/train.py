@@ -66,6 +66,7 @@ def train(
     gradient_accumulation_steps: int = 1,
     log_with: str | None = None,
     cpu: bool = False,
+    compile: bool = False,
     split: Split | FolderSplit | None = None,
 ) -> TrainResult:
     """Trains a recipe, or goes on where its run folder stands.
@@ -81,6 +82,7 @@ def train(
         gradient_accumulation_steps: parts of a batch that go through the network one after the other; ``ce`` only.
         log_with: ``tensorboard``, ``wandb`` or another tracker of accelerate's.
         cpu: stay on the CPU.
+        compile: let ``torch.compile`` fuse the encoder's kernels; takes a minute first and needs a C++ compiler.
         split: train on these images instead of the data set's training split (to hold some out).
 
     Raises:
@@ -101,9 +103,10 @@ def train(
     split = split or load(recipe.dataset, data_dir, "train", download=download)
     accelerator = _accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
-    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps)
+    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
     with accelerator.main_process_first():
-        run = Run(run_dir, recipe, {"precision": accelerator.mixed_precision})
+        settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
+        run = Run(run_dir, recipe, settings)
         if accelerator.is_main_process:
             run.lock()
             run.clean()

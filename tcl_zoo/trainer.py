@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .errors import TrainingError
+from .graphs import GraphedBackward
 from .objectives import Objective, create_objective
 from .recipes import Recipe
 from .splits import FolderSplit, Split
@@ -33,11 +34,22 @@ class Network(nn.Module):
 
 
 class Trainer:
-    """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step``)."""
+    """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step``).
+
+    Args:
+        recipe: what to train.
+        split: the training images.
+        accelerator: device, precision and processes.
+        workers: DataLoader workers of a streamed folder.
+        accumulation: parts of a batch that go through the network one after the other.
+        compile: let ``torch.compile`` fuse the encoder's kernels.
+        graphs: replay forward and backward as a CUDA graph where that is possible.
+    """
 
     def __init__(
-        self, recipe: Recipe, split: Split | FolderSplit, accelerator: Accelerator, workers: int, accumulation: int
-    ) -> None:
+        self, recipe: Recipe, split: Split | FolderSplit, accelerator: Accelerator, workers: int = 0,
+        accumulation: int = 1, compile: bool = False, graphs: bool = True,
+    ) -> None:  # fmt: skip
         self.recipe, self.accelerator, self.accumulation = recipe, accelerator, accumulation
         set_seed(recipe.seed)
         in_chans = split.channels if isinstance(split, FolderSplit) else split.images.shape[1]
@@ -46,9 +58,18 @@ class Trainer:
         network = Network(encoder, objective).to(memory_format=torch.channels_last)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        on_gpu = accelerator.device.type == "cuda"
+        if on_gpu:
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        if compile:
+            encoder.compile()
+        self._graphs = graphs and on_gpu and accelerator.num_processes == 1
+        self._graphs &= objective.capturable and accelerator.mixed_precision != "fp16"  # its scale is asked for
+        self._graphed: GraphedBackward | None = None
         optimizer = torch.optim.SGD(
-            network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+            network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+            fused=on_gpu or None,
+        )  # fmt: skip
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         try:
             self.batches = Batches(
@@ -64,7 +85,15 @@ class Trainer:
 
     def step(self, views: Tensor, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
+        loss = self._captured(views, labels) if self._graphs else self.backward(views, labels)
+        self.optimizer.step()
         network = self.accelerator.unwrap_model(self.network)
+        done = self.epoch * self.batches.steps + self.step_done + 1
+        network.objective.after_step(network.encoder, done / (self.recipe.epochs * self.batches.steps))
+        return loss
+
+    def backward(self, views: Tensor, labels: Tensor) -> Tensor:
+        """The detached loss; its gradients are in the parameters' ``.grad``."""
         self.optimizer.zero_grad(set_to_none=True)
         total = views.new_zeros(())
         for part_views, part_labels in self._parts(views, labels):
@@ -72,21 +101,28 @@ class Trainer:
                 loss = self.network(part_views, part_labels) / self.accumulation
             self.accelerator.backward(loss)
             total = total + loss.detach()
-        self.optimizer.step()
-        done = self.epoch * self.batches.steps + self.step_done + 1
-        network.objective.after_step(network.encoder, done / (self.recipe.epochs * self.batches.steps))
         return total
 
-    def logged(self) -> dict[str, float]:
-        """What the objective logs of its last step; waits for the device."""
-        network = self.accelerator.unwrap_model(self.network)
-        return {key: float(value) for key, value in network.objective.logged().items()}
+    def _captured(self, views: Tensor, labels: Tensor) -> Tensor:
+        if self._graphed is None:
+            try:
+                self._graphed = GraphedBackward(self.backward, self.network, views, labels)
+            except RuntimeError as error:
+                self.accelerator.print(f"without CUDA graphs: {str(error).splitlines()[0]}")
+                self._graphs = False
+                return self.backward(views, labels)
+        return self._graphed(views, labels)
 
     def _parts(self, views: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         if self.accumulation == 1:
             yield views, labels
         else:
             yield from zip(views.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True)
+
+    def logged(self) -> dict[str, float]:
+        """What the objective logs of its last step; waits for the device."""
+        network = self.accelerator.unwrap_model(self.network)
+        return {key: float(value) for key, value in network.objective.logged().items()}
 
     def check(self, upto: int) -> float:
         """Mean loss of the steps before ``upto``; waits for the device.

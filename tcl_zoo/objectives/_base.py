@@ -9,7 +9,13 @@ class Objective(nn.Module):
     """What a training step minimises, with the networks it adds to the encoder (projector, classifier, ...).
 
     Views are view-major: rows v * B to (v + 1) * B are view v of the batch.
+
+    Attributes:
+        capturable: whether ``forward`` asks the device nothing and always does the same work, so that a CUDA graph can
+            replay it.
     """
+
+    capturable = False
 
     def forward(self, encoder: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a step.

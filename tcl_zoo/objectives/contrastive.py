@@ -18,6 +18,8 @@ class Contrastive(Objective):
         num_features: width of the encoder's pooled features.
     """
 
+    capturable = True
+
     def __init__(self, recipe: Recipe, num_features: int) -> None:
         super().__init__()
         self.projector = Projector(num_features, recipe.projector_hidden, recipe.projector_dim)

@@ -16,6 +16,8 @@ class CrossEntropy(Objective):
         num_classes: classes of the data set.
     """
 
+    capturable = True
+
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(num_features, num_classes)

@@ -1,0 +1,73 @@
+"""CUDA graphs and torch.compile change how a step is run, not what it computes."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from tcl_zoo.datasets import load
+from tcl_zoo.errors import TrainingError
+from tcl_zoo.graphs import GraphedBackward
+from tcl_zoo.recipes import recipe
+from tcl_zoo.train import train
+from tcl_zoo.trainer import Trainer
+
+TINY = dataclasses.replace(recipe("tcl_resnet20_digits"), epochs=1, batch_views=64)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def trainer(cpu: bool, name: str = TINY.name, **settings: bool) -> Trainer:
+    AcceleratorState._reset_state()
+    base = dataclasses.replace(recipe(name), epochs=1, batch_views=64)
+    made = Trainer(base, load("digits", None, "train"), Accelerator(cpu=cpu), **settings)
+    made.network.train()
+    return made
+
+
+def weights_after(made: Trainer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    losses = [made.step(views, labels) for (views, labels), _ in zip(made.batches.epoch(0), range(steps), strict=False)]
+    state = made.network.state_dict()
+    flat = torch.cat([value.double().flatten().cpu() for key, value in sorted(state.items())])
+    return torch.stack(losses).double().cpu(), flat
+
+
+def test_a_cpu_has_no_graphs() -> None:
+    assert not trainer(cpu=True)._graphs
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["tcl_resnet20_digits", "supcon_resnet20_digits", "ce_resnet20_digits"])
+def test_replayed_steps_are_the_eager_steps(name: str) -> None:
+    graphed, eager = trainer(False, name), trainer(False, name, graphs=False)
+    ours, theirs = weights_after(graphed, 5), weights_after(eager, 5)
+    assert graphed._graphed is not None and eager._graphed is None
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+def test_warming_up_leaves_no_trace_in_the_statistics() -> None:
+    made = trainer(False)
+    views, labels = next(made.batches.epoch(0))
+    before = {key: value.clone() for key, value in made.network.state_dict().items()}
+    GraphedBackward(made.backward, made.network, views, labels)
+    assert all(torch.equal(before[key], value) for key, value in made.network.state_dict().items())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_are_the_eager_steps(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled, eager = trainer(True, compile=True), trainer(True)
+    assert list(compiled.network.state_dict()) == list(eager.network.state_dict())
+    ours, theirs = weights_after(compiled, 3), weights_after(eager, 3)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_goes_on_as_it_began(tmp_path) -> None:
+    train(TINY, run_dir=tmp_path / "run", time_limit=0, cpu=True)
+    with pytest.raises(TrainingError, match=r"compile \(None there, True now\)"):
+        train(TINY, run_dir=tmp_path / "run", time_limit=0, cpu=True, compile=True)
