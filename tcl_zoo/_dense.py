@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ._pairwise import Batch, Terms
+from ._pairwise import SINGLE, Batch, Terms
+
+# Workspaces of earlier batches. Fresh memory costs a page fault every 4 KiB: at N = 512 as long as the exponentials.
+_free: list[Tensor] = []
 
 
 class Dense:
@@ -19,12 +22,28 @@ class Dense:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._near = (batch.rows * (1 / batch.temperature)) @ batch.columns.T  # s / tau
+        self._near, self._pair, self._work = self._squares()
+        torch.mm(batch.rows * (1 / batch.temperature), batch.columns.T, out=self._near)  # s / tau
         self._itself = batch.row_index[:, None]
-        self._pair = torch.empty_like(self._near)
         torch.eq(batch.row_class[:, None], batch.column_class[None], out=self._pair)
         self._pair.scatter_(1, self._itself, 0.0)
         self._kept: Tensor | None = None  # what the gradient needs of the exponentials, where nothing is shifted
+
+    def _squares(self) -> tuple[Tensor, ...]:
+        """Three [A, N] to write into: from the workspace of a batch that is gone, where there is one."""
+        rows, n = self.batch.rows, len(self.batch.columns)
+        self._space: Tensor | None = None
+        if rows.device.type != "cpu" or rows.dtype != torch.float32:
+            return tuple(rows.new_empty(len(rows), n) for _ in range(3))
+        try:
+            self._space = _free.pop()
+        except IndexError:
+            self._space = torch.empty(3, SINGLE * SINGLE)
+        return tuple(square[: len(rows) * n].view(len(rows), n) for square in self._space)
+
+    def __del__(self) -> None:
+        if self._space is not None and len(_free) < 4:
+            _free.append(self._space)
 
     def shift(self) -> Tensor:
         """[A] the largest exponent of each row."""
@@ -48,7 +67,7 @@ class Dense:
     def gradient(self, shift: Tensor | None, own: Terms, others: Terms) -> Tensor:
         """tau times the gradient with respect to the rows, [A, D]."""
         if self._kept is not None:
-            weights = (self._kept * own.scale[:, None]).addcmul_(self._kept, others.scale)
+            weights = torch.mul(self._kept, own.scale[:, None], out=self._work).addcmul_(self._kept, others.scale)
         else:
             weights = self._pulled(*self._terms(own.shift[:, None])).mul_(own.scale[:, None])
             weights += self._pulled(*self._terms(others.shift)).mul_(others.scale)
@@ -57,7 +76,7 @@ class Dense:
 
     def _terms(self, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Every term of the denominators: of negatives and positives by s / tau, of positives by -s."""
-        near, far = self.batch.exponentials(self._near, shift)
+        near, far = self.batch.exponentials(self._near, shift, self._work)
         if self.batch.k2 != 1:
             near = torch.where(self._pair > 0, near, near * self.batch.k2)
         near.scatter_(1, self._itself, 0.0)

@@ -59,12 +59,16 @@ class Batch:
             self.bounds = self.start.tolist(), (self.start + self.size).tolist()
         self.log_k1 = math.log(self.k1) if self.k1 > 0 else -math.inf
 
-    def exponentials(self, near: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """exp(s / tau - shift) from ``near`` = s / tau, and k1 exp(-s - shift) where k1 > 0.
+    def exponentials(
+        self, near: Tensor, shift: Tensor | None, work: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """exp(s / tau - shift) from ``near`` = s / tau, and k1 exp(-s - shift) where k1 > 0, in ``work`` if given.
 
         Without a shift ``near`` is overwritten.
         """
-        far = torch.rsub(near, self.log_k1, alpha=self.temperature) if self.k1 > 0 else None
+        far = None
+        if self.k1 > 0:
+            far = torch.add(near.new_full((), self.log_k1), near, alpha=-self.temperature, out=work)
         if shift is not None:
             near = near - shift
             far = far.sub_(shift) if far is not None else None

@@ -424,3 +424,23 @@ def test_two_processes_train_as_one(tmp_path):
             losses, grads = zip(*pair, strict=True)
             averaged = sum(losses) / 2, torch.cat(grads) / 2  # over the ranks, as DDP does
             assert_close(averaged, oracle(z, labels, *params), 1e-10)
+
+
+def test_small_batches_share_no_memory_while_they_live() -> None:
+    """Workspaces are handed on from batch to batch: never one that a later backward still reads."""
+    (z1, y), (z2, _) = (make_batch(96, 10, 16, torch.float32, seed) for seed in (1, 2))
+
+    def gradient(z: torch.Tensor, times: int = 1) -> torch.Tensor:
+        z = z.clone().requires_grad_()
+        loss = tuned_contrastive_loss(z, y)
+        return torch.stack([torch.autograd.grad(loss, z, retain_graph=True)[0] for _ in range(times)])
+
+    alone = gradient(z1)[0], gradient(z2)[0]
+    assert torch.equal(gradient(z1, times=3), alone[0].expand(3, -1, -1))
+    a, b = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+    both = [tuned_contrastive_loss(a, y), tuned_contrastive_loss(b, y)]  # both forward before any backward
+    both[0].backward()
+    for seed in range(6):
+        gradient(make_batch(96, 10, 16, torch.float32, seed)[0])  # and others come and go
+    both[1].backward()
+    assert torch.equal(a.grad, alone[0]) and torch.equal(b.grad, alone[1])
