@@ -139,9 +139,9 @@ class Augment:
         if self._resized:
             top, left, height, width = (move[k] for k in ("top", "left", "height", "width"))
             views = ops.resized_crop(images, top, left, height, width, self.size)
-            views = _grouped(views, params["flip"].long() - 1, [lambda x, _: x.flip(3)])
         else:
-            views = ops.crop_flip(images, move["top"], move["left"], move["flip"], self.padding)
+            views = ops.crop(images, move["top"], move["left"], self.padding)
+        views = _grouped(views, params["flip"].long() - 1, [lambda x, _: x.flip(3)])
         if self._policy is not None:
             views = self._apply_policy(views, params, move["magnitude"])
         if self.name == "simaugment":

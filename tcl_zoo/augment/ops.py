@@ -17,6 +17,11 @@ def _fix(value: Tensor) -> Tensor:
     return torch.floor(value.double() * _FIX + 0.5).to(torch.int32)
 
 
+def _bytes(values: Tensor) -> Tensor:
+    """float 0..255 cut to uint8. Through int16: torch converts float to uint8 one by one on a CPU."""
+    return values.to(torch.int16).to(torch.uint8)
+
+
 def gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Pixel (y, x) of each sample; black outside.
 
@@ -43,19 +48,44 @@ def _grid(images: Tensor) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Zero-pads by ``padding``, cuts the original size at (top, left), then mirrors where ``flip`` [N] bool is set."""
-    y, x = _grid(images)
-    x = torch.where(flip[:, None, None], images.shape[3] - 1 - x, x)
-    top, left = ((offset - padding).int()[:, None, None] for offset in (top, left))
-    return gather_pixels(images, y + top, x + left)
+def shift_rows(images: Tensor, y: Tensor, x: Tensor, reach: int) -> Tensor:
+    """Whole rows of each sample, shifted; black outside.
+
+    A row that starts x pixels further right in memory is a row shifted by x: rows are laid out with ``reach`` black
+    pixels before each, and every row of the result is one copy of neighbouring bytes.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        y: int [N or 1, h], the source row of each row.
+        x: int [N, h or 1], where the row starts in its source row, -reach to reach pixels.
+        reach: the largest shift there is.
+
+    Returns:
+        uint8 [N, C, h, W].
+    """
+    n, c, height, width = images.shape
+    h, rows, stride = y.shape[1], n * c * height, width + reach
+    # Behind the last row stand black ones: where rows outside come from, and where the last row's end may reach.
+    black = F.pad(images.reshape(1, 1, rows, width), (reach, 0, 0, 3)).flatten()
+    windows = black.as_strided((len(black) - width, width), (1, 1))
+    first = torch.arange(0, rows, height, device=images.device).view(n, c, 1)
+    inside = ((y >= 0) & (y < height))[:, None]
+    start = torch.where(inside, first + y[:, None], rows + 1) * stride + (x[:, None] + reach)
+    return windows.index_select(0, start.flatten()).view(n, c, h, width)
+
+
+def crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
+    """Zero-pads by ``padding`` and cuts the original size at (top, left), [N] integers from 0 to 2 ``padding``."""
+    y = (top - padding)[:, None] + torch.arange(images.shape[2], device=images.device)
+    return shift_rows(images, y, (left - padding)[:, None], padding)
 
 
 def shear_x(images: Tensor, factor: Tensor) -> Tensor:
     """Source x = x + factor * y (pixel centres), nearest, black fill."""
-    y, x = _grid(images)
-    source = (_fix(0.5 + 0.5 * factor.double())[:, None, None] + _fix(factor)[:, None, None] * y + (x << 16)) >> 16
-    return gather_pixels(images, y, source)
+    y = torch.arange(images.shape[2], device=images.device, dtype=torch.int32)[None]
+    shift = (_fix(0.5 + 0.5 * factor.double())[:, None] + _fix(factor)[:, None] * y) >> 16
+    width = images.shape[3]
+    return shift_rows(images, y, shift.clamp(-width, width), width)
 
 
 def shear_y(images: Tensor, factor: Tensor) -> Tensor:
@@ -67,14 +97,15 @@ def shear_y(images: Tensor, factor: Tensor) -> Tensor:
 
 def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
     """Source x = x + pixels: the content moves left for pixels > 0. Nearest, black fill."""
-    y, x = _grid(images)
-    return gather_pixels(images, y, torch.floor(x + (0.5 + pixels.double())[:, None, None]).int())
+    y = torch.arange(images.shape[2], device=images.device)[None]
+    shift, width = torch.floor(0.5 + pixels.double()).long(), images.shape[3]
+    return shift_rows(images, y, shift.clamp(-width, width)[:, None], width)
 
 
 def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
     """Source y = y + pixels: the content moves up for pixels > 0. Nearest, black fill."""
-    y, x = _grid(images)
-    return gather_pixels(images, torch.floor(y + (0.5 + pixels.double())[:, None, None]).int(), x)
+    y = torch.arange(images.shape[2], device=images.device)
+    return shift_rows(images, y + torch.floor(0.5 + pixels.double()).long()[:, None], torch.zeros_like(y[:1, None]), 0)
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
@@ -102,10 +133,11 @@ def invert(images: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above the threshold (0 to 256)."""
-    # images ^ 255 is 255 - images; no value is above 255, so that a threshold of 256 leaves all.
+    # images ^ 255 is 255 - images; no value is above 255, so that a threshold of 256 leaves all. Comparing and masking
+    # bytes of one shape, and bytes with bytes, is what torch does fast on a CPU.
     limit = torch.ceil(threshold).clamp(max=255).to(torch.uint8)[:, None, None, None]
-    beyond = (threshold <= 255)[:, None, None, None]
-    return images ^ ((images >= limit) & beyond).to(torch.uint8).mul_(255)
+    flip = (threshold <= 255).to(torch.uint8)[:, None, None, None] * 255
+    return images ^ ((torch.maximum(images, limit) == images).to(torch.uint8) * flip)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -118,7 +150,7 @@ def grayscale(images: Tensor) -> Tensor:
     """ITU-R 601-2 luma in every channel, Pillow's rounding."""
     if images.shape[1] == 1:
         return images.clone()
-    return _luma(images).to(torch.uint8).expand(-1, images.shape[1], -1, -1).contiguous()
+    return _bytes(_luma(images)).expand(-1, images.shape[1], -1, -1).contiguous()
 
 
 def _luma(images: Tensor) -> Tensor:
@@ -132,13 +164,13 @@ def _luma(images: Tensor) -> Tensor:
 
 def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     """degenerate + factor * (images - degenerate), clipped to 0..255 and cut to an integer; degenerate is float."""
-    mixed = images - degenerate
-    return mixed.mul_(factor.float()[:, None, None, None]).add_(degenerate).clamp_(0, 255).to(torch.uint8)
+    mixed = images.float().sub_(degenerate)
+    return _bytes(mixed.mul_(factor.float()[:, None, None, None]).add_(degenerate).clamp_(0, 255))
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Factor 0 is black, 1 the image."""
-    return (images.float() * factor.float()[:, None, None, None]).clamp_(0, 255).to(torch.uint8)
+    return _bytes(images.float().mul_(factor.float()[:, None, None, None]).clamp_(0, 255))
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
@@ -148,19 +180,25 @@ def color(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Factor 0 is the mean gray of the image, 1 the image."""
-    mean = torch.floor(_luma(images).mean((1, 2, 3), keepdim=True, dtype=torch.float64) + 0.5)
-    return _blend(mean.float(), images, factor)
+    pixels = images.shape[2] * images.shape[3]
+    # Sums of whole numbers below 2^24 are exact in float32.
+    exact = torch.float32 if 255 * pixels < 1 << 24 else torch.float64
+    total = _luma(images).sum((1, 2, 3), keepdim=True, dtype=exact).double()
+    return _blend(torch.floor(total / pixels + 0.5).float(), images, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Factor 0 is smoothed by (1 1 1; 1 5 1; 1 1 1) / 13 inside a border of one pixel, 1 the image, 2 sharpened."""
-    smooth = images.to(torch.int16)
+    smooth = images.float()
     if min(images.shape[2:]) > 2:
-        rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
-        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * smooth[:, :, 1:-1, 1:-1]
+        rows = smooth[:, :, :-2] + smooth[:, :, 1:-1]
+        rows += smooth[:, :, 2:]
+        total = rows[..., :-2] + rows[..., 1:-1]
+        total += rows[..., 2:]
         # (total + 6.5) / 13 is never whole, so that float32 cannot round it over an edge
-        smooth[:, :, 1:-1, 1:-1] = total.float().add_(6.5).mul_(1 / 13).floor_()
-    return _blend(smooth.float(), images, factor)
+        total.add_(smooth[:, :, 1:-1, 1:-1], alpha=4).add_(6.5).mul_(1 / 13)
+        torch.floor(total, out=smooth[:, :, 1:-1, 1:-1])
+    return _blend(smooth, images, factor)
 
 
 def _apply_lut(images: Tensor, lut: Tensor) -> Tensor:
@@ -183,16 +221,17 @@ def autocontrast(images: Tensor) -> Tensor:
 def equalize(images: Tensor) -> Tensor:
     """Equalises each channel's histogram; a channel with fewer than two values stays."""
     n, c = images.shape[:2]
-    flat = images.flatten(2).flatten(0, 1).long()
-    histogram = torch.zeros(n * c, 256, dtype=torch.int64, device=images.device)
-    histogram.scatter_add_(1, flat, torch.ones_like(flat))
-    last = histogram.gather(1, flat.amax(1, keepdim=True))
-    step = (flat.shape[1] - last) // 255
-    below = histogram.cumsum(1) - histogram
-    safe = step.clamp(min=1)
-    lut = ((safe // 2 + below) // safe).clamp_(max=255)
-    lut = torch.where(step > 0, lut, torch.arange(256, device=images.device))
-    return _apply_lut(images, lut.view(n, c, 256))
+    flat = images.flatten(2).flatten(0, 1)
+    index = flat.long()
+    # Counts as float32: exact to 2^24 pixels, and so are the quotients' whole parts.
+    histogram = torch.zeros(n * c, 256, device=images.device)
+    histogram.scatter_add_(1, index, torch.ones_like(flat, dtype=torch.float32))
+    last = histogram.gather(1, flat.amax(1, keepdim=True).long())
+    step = torch.floor((flat.shape[1] - last) / 255)
+    below = histogram.cumsum(1).sub_(histogram)
+    lut = below.add_(torch.floor(step / 2)).div_(step.clamp(min=1)).floor_().clamp_(max=255)
+    lut = torch.where(step > 0, lut, torch.arange(256.0, device=images.device))
+    return _bytes(lut).gather(1, index).view(images.shape)
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -205,12 +244,12 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     per = 1 / chroma.clamp(min=1)  # gray pixels have no hue: chroma 0 makes it irrelevant
     turn = torch.where(value == r, (g - b) * per, torch.where(value == g, (b - r) * per + 2, (r - g) * per + 4))
     turn += 6 * shift.float()[:, None, None]
-    # Channel n of HSV -> RGB is value - chroma * max(0, min(k, 4 - k, 1)), k = (n + hue) mod 6, n = 5, 3, 1.
+    turn.sub_((turn * (1 / 6)).floor_(), alpha=6)  # 0 to 6
+    # HSV -> RGB: low + chroma * clamp(|h - 3| - 1), clamp(2 - |h - 2|), clamp(2 - |h - 4|)
     out = torch.empty_like(images)
-    for channel, n in enumerate((5.0, 3.0, 1.0)):
-        k = (turn + n).remainder_(6)
-        share = torch.minimum(k, 4 - k).clamp_(0, 1)
-        out[:, channel] = torch.addcmul(value, chroma, share, value=-1).round_()
+    for channel, (centre, offset, sign) in enumerate(((3.0, -1.0, 1.0), (2.0, 2.0, -1.0), (4.0, 2.0, -1.0))):
+        share = (turn - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
+        out[:, channel] = torch.addcmul(low, chroma, share).round_().to(torch.int16)
     return out
 
 
@@ -224,7 +263,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     for dim in (2, 3):
         length = out.shape[dim] - 2 * half
         out = sum(kernel[:, k, None, None, None] * out.narrow(dim, k, length) for k in range(kernel_size))  # type: ignore[assignment]
-    return out.round_().clamp_(0, 255).to(torch.uint8)
+    return _bytes(out.round_().clamp_(0, 255))
 
 
 def _resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
@@ -250,5 +289,5 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
         # [H, C W] and [S C, W]: two plain batched products, one per axis
         tall = rows @ images[i].transpose(1, 2).reshape(-1, h, c * w).float()
         out = tall.view(-1, size * c, w) @ columns.transpose(1, 2)
-        views[i] = out.round_().clamp_(0, 255).to(torch.uint8).view(-1, size, c, size).transpose(1, 2)
+        views[i] = _bytes(out.round_().clamp_(0, 255)).view(-1, size, c, size).transpose(1, 2)
     return views
