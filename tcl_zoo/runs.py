@@ -76,7 +76,8 @@ class Run:
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
         stored = read_recipe_file(recipe_file)
-        ours, theirs = self.recipe.to_dict() | settings, stored["recipe"] | stored["settings"]
+        # Through a Recipe: a folder of an older version lacks fields that came since, and had their defaults.
+        ours, theirs = self.recipe.to_dict() | settings, from_dict(stored["recipe"]).to_dict() | stored["settings"]
         differing = [f"{k} ({theirs.get(k)} there, {v} now)" for k, v in ours.items() if theirs.get(k) != v]
         if differing:
             raise TrainingError(
