@@ -15,11 +15,14 @@ class Objective(nn.Module):
 
     Attributes:
         progress: share of the training that was done before this step, in [0, 1); the trainer sets it.
-        constant_lr: a submodule whose learning rate follows no schedule, or None.
     """
 
     progress: float = 0.0
-    constant_lr: nn.Module | None = None
+
+    @property
+    def constant_lr(self) -> nn.Module | None:
+        """The submodule whose learning rate follows no schedule, if there is one."""
+        return None
 
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """The loss of a step.
