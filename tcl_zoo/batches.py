@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .augment import Augment
+from .augment import MultiCrop, view_groups
 from .datasets import DATASETS, FolderSplit, Split, loader
+
+Views = Tensor | list[Tensor]
 
 # Views augmented at a time where the images sit in memory: large enough to group samples by operation. Part of what
 # a seed means: changing it changes every run.
@@ -58,9 +60,11 @@ class Batches:
         device: where the views are made.
         rank, world: this process and the number of processes; each gets its slice of every batch.
         workers: DataLoader workers of a streamed folder.
+        multi: small crops beside the views; images in memory only.
 
     Raises:
-        ValueError: fewer images than a batch, or a batch that does not divide by the processes.
+        ValueError: fewer images than a batch, a batch that does not divide by the processes, or small crops of a
+            streamed folder.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        multi: MultiCrop | None = None,
     ) -> None:
         if len(split) < batch_images:
             raise ValueError(f"{len(split)} images do not fill one batch of {batch_images}")
@@ -88,49 +93,66 @@ class Batches:
         self._own = slice(rank * share, (rank + 1) * share)
         streamed = isinstance(split, FolderSplit)
         size = split.size if isinstance(split, FolderSplit) else split.images.shape[-1]
-        self.augment = Augment(augmentation, size, padding=crop_padding, cropped=streamed)
+        multi = multi or MultiCrop()
+        if multi.count and streamed:
+            raise ValueError("small crops (options.local_crops) are cut from images in memory, not from a folder")
+        self.groups = view_groups(augmentation, size, views, multi, padding=crop_padding, cropped=streamed)
         self.normalise = Normalise(dataset, self.device)
         if isinstance(split, Split):
             self._images = split.images.to(self.device)
             self._labels = split.labels.to(self.device)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Steps ``start`` and on of an epoch: (views float32 [V * b, C, H, W] view-major, labels int64 [b])."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Views, Tensor]]:
+        """Steps ``start`` and on of an epoch: (views float32 [V * b, C, H, W] view-major, labels int64 [b]).
+
+        With small crops the views are a list: [V * b, C, H, W] and [count * b, C, size, size].
+        """
         order = torch.randperm(len(self.split), generator=generator(self.seed, epoch, "order"))
         order = order[: self.steps * self.batch_images].view(self.steps, self.batch_images)
         make = self._streamed if isinstance(self.split, FolderSplit) else self._in_memory
-        for views, labels in make(order, epoch, start):
-            yield self.normalise(views), labels
+        for made, labels in make(order, epoch, start):
+            sizes = [[v for v in made if v.shape[-1] == side] for side in dict.fromkeys(v.shape[-1] for v in made)]
+            views = [self.normalise(alike[0] if len(alike) == 1 else torch.cat(alike)) for alike in sizes]
+            yield views if len(views) > 1 else views[0], labels
 
-    def _parameters(self, epoch: int, chunk: int, images: int, side: int) -> dict[str, Tensor]:
-        """Augmentation parameters [V, images, ...] of a chunk over all processes."""
-        drawn = self.augment.sample(self.views * images, generator(self.seed, epoch, "augment", chunk), side)
-        return {key: value.view(self.views, images, *value.shape[1:]) for key, value in drawn.items()}
+    def _parameters(self, group: int, epoch: int, chunk: int, images: int, side: int) -> dict[str, Tensor]:
+        """Augmentation parameters [count, images, ...] of a group of views and a chunk, over all processes."""
+        augment, count = self.groups[group]
+        key = (self.seed, epoch, "augment", chunk, *([group] if group else []))
+        drawn = augment.sample(count * images, generator(*key), side)
+        return {key: value.view(count, images, *value.shape[1:]) for key, value in drawn.items()}
 
-    def _in_memory(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _in_memory(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         per_chunk = max(1, _CHUNK_VIEWS // (self.views * self.batch_images))
         for chunk in range(start // per_chunk, -(-self.steps // per_chunk)):
             first = chunk * per_chunk
             steps = order[first : first + per_chunk]
             k, batch = steps.shape
-            params = self._parameters(epoch, chunk, k * batch, self._images.shape[-1])
-            own = {
-                key: value.view(self.views, k, batch, *value.shape[2:])[:, :, self._own].flatten(0, 2)
-                for key, value in params.items()
-            }
             index = steps[:, self._own].to(self.device)
-            images = self._images[index.flatten()].repeat(self.views, 1, 1, 1)
-            made = self.augment.apply(images, own).unflatten(0, (self.views, *index.shape))
+            images = self._images[index.flatten()]
+            made = []
+            for group, (augment, count) in enumerate(self.groups):
+                params = self._parameters(group, epoch, chunk, k * batch, images.shape[-1])
+                own = {
+                    key: value.view(count, k, batch, *value.shape[2:])[:, :, self._own].flatten(0, 2)
+                    for key, value in params.items()
+                }
+                views = augment.apply(images.repeat(count, 1, 1, 1), own)
+                made.append(views.unflatten(0, (count, *index.shape)))
             for step in range(max(0, start - first), k):
-                yield made[:, step].flatten(0, 1), self._labels[index[step]]
+                yield [views[:, step].flatten(0, 1) for views in made], self._labels[index[step]]
 
-    def _streamed(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _streamed(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         assert isinstance(self.split, FolderSplit)
-        data = self.split.view(self.views, self.seed)
+        data = self.split.view(self.views, self.seed, self.groups[0][0].scale)
         data.set_epoch(epoch)
         own = order[start:, self._own]
         for step, (images, labels, _) in enumerate(loader(data, own.tolist(), self.workers), start):
-            params = self._parameters(epoch, step, self.batch_images, self.split.size)
-            mine = {key: value[:, self._own].flatten(0, 1) for key, value in params.items()}
-            views = images.to(self.device, non_blocking=True).transpose(0, 1).flatten(0, 1)
-            yield self.augment.apply(views, mine), labels.to(self.device, non_blocking=True)
+            views = images.to(self.device, non_blocking=True).transpose(0, 1)
+            made, first = [], 0
+            for group, (augment, count) in enumerate(self.groups):
+                params = self._parameters(group, epoch, step, self.batch_images, self.split.size)
+                mine = {key: value[:, self._own].flatten(0, 1) for key, value in params.items()}
+                made.append(augment.apply(views[first : first + count].flatten(0, 1), mine))
+                first += count
+            yield made, labels.to(self.device, non_blocking=True)

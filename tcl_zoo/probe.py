@@ -88,8 +88,9 @@ def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0,
 
 def _fit_thesis(model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str) -> nn.Linear:
     """SPEC section 3: SGD on augmented views of the frozen encoder, 50 epochs, cosine from lr 0.5."""
+    augmentation = recipe.probe_augmentation or recipe.augmentation
     batches = Batches(
-        train, recipe.dataset, recipe.augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device
+        train, recipe.dataset, augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device
     )
     forward = pooled(model)
     linear = nn.Linear(int(model.num_features), len(train.classes), device=device)  # type: ignore[arg-type]

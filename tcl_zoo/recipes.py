@@ -1,4 +1,4 @@
-"""What to train: every supervised setting of the thesis as data, by name.
+"""What to train: every setting of the thesis as data, by name; the self-supervised rows are in ``_ssl_recipes.py``.
 
 A name is ``<objective>_<encoder>_<dataset>[.<variant>]`` and decides everything. Values are those of the thesis
 (SPEC section 3: tables of its section 5.1, 5.2 and appendix A.1); where it is silent the row of the data set holds.
@@ -10,6 +10,10 @@ Variants:
     ``.pN``              projector output of N dimensions on CIFAR-100 (figure 5.3)
     ``.simaug``          SimAugment instead of AutoAugment on CIFAR-100, 250 epochs in all (figure 5.4)
     ``.supcontrast``     cross-entropy as SupContrast trains it: 500 epochs, random resized crop and flip
+Self-supervised (Table 5.2):
+    ``.eN``, N <= 500    ours, for small machines
+    ``.viewsN``          ``tcl_ssl`` with 2, 3 or 4 views of an image
+    ``.p256``            ``barlow`` and ``arb`` with an output of 256 dimensions
 """
 
 from __future__ import annotations
@@ -20,18 +24,30 @@ import fnmatch
 import math
 import re
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from ._ssl_recipes import SELF_SUPERVISED, ssl_fields, ssl_variants
 from .errors import RecipeError
 
-OBJECTIVES = ("tcl", "supcon", "ce")
+OBJECTIVES = ("tcl", "supcon", "ce", *SELF_SUPERVISED)
+OPTIMIZERS = ("sgd", "lars", "adam")
 ENCODERS = ("resnet20", "resnet18", "resnet34", "resnet50", "resnet101")
 AUGMENTATIONS = (
     "autoaugment_thesis",
     "autoaugment",
     "simaugment",
+    "simaugment_blur",
+    "symmetric",
+    "symmetric_weak",
+    "asymmetric",
+    "asymmetric_blur",
+    "ressl",
+    "vicreg",
+    "vicreg_blur",
+    "wmse",
+    "wmse_blur",
     "crop_flip",
     "crop",
     "resized_crop_flip",
@@ -46,15 +62,15 @@ class Recipe:
 
     Attributes:
         name: the name this recipe was made from.
-        objective: ``tcl``, ``supcon`` or ``ce``.
+        objective: ``tcl``, ``supcon``, ``ce``, or self-supervised one of ``SELF_SUPERVISED``.
         encoder: ``resnet18|34|50|101`` or ``resnet20``.
         dataset: ``digits``, ``cifar10``, ``cifar100``, ``fmnist`` or ``imagenet100``.
         variant: what follows the dot of the name, or ``""``.
         epochs: passes over the training images of the objective's own phase (the probe's are not counted).
         views: augmented views of each image in a step.
         batch_views: views per step over all processes (SPEC section 3: batch sizes count views).
-        lr: peak learning rate; cosine to ``lr * lr_min_factor``, set once per epoch, no warm-up.
-        momentum, weight_decay: of SGD; the decay acts on every parameter.
+        lr: peak learning rate; cosine to ``lr * lr_min_factor``, set once per epoch.
+        momentum, weight_decay: of the optimiser; SGD's decay acts on every parameter.
         temperature, k1, k2: of the loss (eq. 4.2-4.4); unused by ``ce``, ``k1, k2`` are 0 and 1 for ``supcon``.
         projector_hidden: width of the projector's hidden layer; 0 is the encoder's own feature width.
         projector_dim: dimensions of the projector's output.
@@ -62,6 +78,10 @@ class Recipe:
         crop_padding: zero padding in pixels of the random crop.
         probe_epochs, probe_lr, probe_batch: of the linear phase when the probe's protocol is ``thesis``.
         seed: of the initial weights, the batch order and the augmentation.
+        optimizer: ``sgd``, ``lars`` (SPEC section 5: eta 0.02, clipped, none on biases and norms) or ``adam``.
+        warmup_epochs: epochs in which the learning rate rises linearly to ``lr``, before the cosine.
+        probe_augmentation: of the linear phase; ``""`` is ``augmentation``.
+        options: numbers of the objective alone, by name (momentum of the teacher, size of the queue, ...).
     """
 
     name: str
@@ -87,6 +107,10 @@ class Recipe:
     probe_lr: float = 0.5
     probe_batch: int = 64
     seed: int = 0
+    optimizer: str = "sgd"
+    warmup_epochs: int = 0
+    probe_augmentation: str = ""
+    options: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -105,10 +129,15 @@ class Recipe:
             need(math.isfinite(value) and value >= 0, f"{key} must be finite and at least 0, got {value}")
         need(0 <= self.momentum < 1, f"momentum must lie in [0, 1), got {self.momentum}")
         need(0 <= self.lr_min_factor <= 1, f"lr_min_factor must lie in [0, 1], got {self.lr_min_factor}")
+        for policy in (self.augmentation, self.probe_augmentation or "none"):
+            need(policy in AUGMENTATIONS, f"unknown augmentation {policy!r}; known: {', '.join(AUGMENTATIONS)}")
+        need(self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
         need(
-            self.augmentation in AUGMENTATIONS,
-            f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}",
+            0 <= self.warmup_epochs < self.epochs,
+            f"warmup_epochs ({self.warmup_epochs}) must lie below epochs ({self.epochs}); set both",
         )
+        for key, value in self.options.items():
+            need(math.isfinite(value) and value >= 0, f"options.{key} must be finite and at least 0, got {value}")
         need(
             self.batch_views % self.views == 0,
             f"batch_views ({self.batch_views}) must be a multiple of views ({self.views})",
@@ -122,6 +151,11 @@ class Recipe:
         return self.objective != "ce"
 
     @property
+    def self_supervised(self) -> bool:
+        """Whether the objective leaves the labels aside."""
+        return self.objective in SELF_SUPERVISED
+
+    @property
     def batch_images(self) -> int:
         """Images per step over all processes."""
         return self.batch_views // self.views
@@ -132,9 +166,11 @@ class Recipe:
         return self.encoder if DATA[self.dataset].image_size >= 64 else f"{self.encoder}_cifar"
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch counted from 0: cosine from ``lr`` towards ``lr * lr_min_factor``."""
-        low = self.lr * self.lr_min_factor
-        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        """Learning rate of an epoch counted from 0: warm-up, then cosine from ``lr`` to ``lr * lr_min_factor``."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (epoch + 1) / self.warmup_epochs
+        low, warm = self.lr * self.lr_min_factor, self.warmup_epochs
+        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * (epoch - warm) / (self.epochs - warm)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""
@@ -177,6 +213,8 @@ PROJECTOR_DIMS = (64, 128, 256, 512, 1024, 2048)
 
 
 def _base(objective: str, encoder: str, dataset: str) -> dict[str, Any]:
+    if objective in SELF_SUPERVISED:
+        return ssl_fields(objective, encoder, dataset)
     data = DATA[dataset]
     fields: dict[str, Any] = dict(data.row)
     if dataset == "cifar100" and encoder in ("resnet18", "resnet34", "resnet101"):
@@ -199,6 +237,8 @@ def _base(objective: str, encoder: str, dataset: str) -> dict[str, Any]:
 
 def _vary(objective: str, encoder: str, dataset: str, variant: str) -> dict[str, Any] | None:
     """What a variant changes, or None where the name has no such variant."""
+    if objective in SELF_SUPERVISED:
+        return ssl_variants(objective, encoder, dataset, variant)
     stability = objective != "ce" and encoder == "resnet50" and dataset == "cifar100"
     tcl = objective == "tcl"
     if variant == "":
@@ -233,10 +273,16 @@ def _listed() -> Iterable[str]:
             if (dataset == "digits" and encoder != "resnet20") or (dataset == "imagenet100" and encoder == "resnet20"):
                 continue
             for objective in OBJECTIVES:
+                if objective in SELF_SUPERVISED and encoder not in ("resnet18", "resnet20"):
+                    continue
+                if objective in SELF_SUPERVISED and dataset == "fmnist":
+                    continue
                 name = f"{objective}_{encoder}_{dataset}"
                 yield name
                 variants: list[str] = []
-                if encoder == data.thesis_encoder:
+                if objective in SELF_SUPERVISED:
+                    variants = ["views2", "views4", "p256"]
+                elif encoder == data.thesis_encoder:
                     variants = ["e250", "supcontrast", "simaug"]
                     variants += [f"v{n}" for n in VIEWS] + [f"p{n}" for n in PROJECTOR_DIMS]
                 if encoder == "resnet20" and dataset != "digits":
@@ -278,9 +324,8 @@ def recipe(name: str) -> Recipe:
         RecipeError: unknown name; the message has the nearest ones.
     """
     stem, _, variant = name.partition(".")
-    parts = stem.split("_")
-    if len(parts) == 3 and stem in _NAMES:
-        objective, encoder, dataset = parts
+    if stem in _NAMES:
+        objective, encoder, dataset = stem.rsplit("_", 2)  # an objective's name may have an underscore
         changes = _vary(objective, encoder, dataset, variant)
         if changes is not None and (variant or "." not in name):
             fields = _base(objective, encoder, dataset) | changes
@@ -301,7 +346,8 @@ def override(base: Recipe, settings: Iterable[str]) -> Recipe:
             is part of the name (train the other name instead).
     """
     types = typing.get_type_hints(Recipe)
-    free = [key for key in types if key not in _IDENTITY]
+    types |= {f"options.{key}": type(value) for key, value in base.options.items()}
+    free = [key for key in types if key not in (*_IDENTITY, "options")]
     changes: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -316,11 +362,12 @@ def override(base: Recipe, settings: Iterable[str]) -> Recipe:
             changes[key] = types[key](text.strip())
         except ValueError:
             raise RecipeError(f"{key} takes {types[key].__name__}, got {text!r}") from None
-    return dataclasses.replace(base, **changes)
+    own = {key.removeprefix("options."): changes.pop(key) for key in list(changes) if key.startswith("options.")}
+    return dataclasses.replace(base, **changes, options={**base.options, **own})
 
 
 def from_dict(fields: dict[str, Any]) -> Recipe:
-    """The recipe that :meth:`Recipe.to_dict` wrote.
+    """The recipe that :meth:`Recipe.to_dict` wrote; what an older version did not know has its default.
 
     Raises:
         RecipeError: fields are missing or unknown, or a value is out of range.

@@ -76,6 +76,7 @@ class Run:
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
         stored = read_recipe_file(recipe_file)
+        # Through a Recipe: a folder of an older version lacks fields that came since, and had their defaults.
         ours = self.recipe.to_dict() | settings
         theirs = from_dict(stored["recipe"]).to_dict() | stored["settings"]
         differing = [

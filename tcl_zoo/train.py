@@ -169,7 +169,8 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
         while trainer.epoch < recipe.epochs:
             lr = recipe.lr_at(trainer.epoch)
             for group in trainer.optimizer.param_groups:
-                group["lr"] = lr
+                if group.get("scheduled", True):
+                    group["lr"] = lr
             if not _epoch(trainer, stop, bar, lr):
                 _checkpoint(trainer, run)
                 accelerator.print(f"stopped ({stop.reason}) in epoch {trainer.epoch + 1} of {recipe.epochs}")

@@ -13,10 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from .augment import MultiCrop
 from .batches import Batches
 from .errors import TrainingError
 from .graphs import GraphedBackward
-from .objectives import Objective, create_objective
+from .objectives import Objective, Views, create_objective
+from .optimizers import create_optimizer
 from .recipes import Recipe
 from .splits import FolderSplit, Split
 
@@ -28,8 +30,8 @@ class Network(nn.Module):
         super().__init__()
         self.encoder, self.objective = encoder, objective
 
-    def forward(self, views: Tensor, labels: Tensor) -> Tensor:
-        """[V * B, C, H, W] and [B] to a scalar."""
+    def forward(self, views: Views, labels: Tensor) -> Tensor:
+        """[V * B, C, H, W] (or a list of them) and [B] to a scalar."""
         return self.objective(self.encoder, views, labels)
 
 
@@ -54,7 +56,7 @@ class Trainer:
         set_seed(recipe.seed)
         in_chans = split.channels if isinstance(split, FolderSplit) else split.images.shape[1]
         encoder = timm.create_model(recipe.architecture, num_classes=0, in_chans=in_chans)
-        objective = create_objective(recipe, encoder.num_features, len(split.classes))
+        objective = create_objective(recipe, encoder, len(split.classes))
         network = Network(encoder, objective).to(memory_format=torch.channels_last)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -66,15 +68,13 @@ class Trainer:
         self._graphs = graphs and on_gpu and accelerator.num_processes == 1
         self._graphs &= objective.capturable and accelerator.mixed_precision != "fp16"  # its scale is asked for
         self._graphed: GraphedBackward | None = None
-        optimizer = torch.optim.SGD(
-            network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-            fused=on_gpu or None,
-        )  # fmt: skip
+        optimizer = create_optimizer(recipe, network, objective.constant_lr, fused=on_gpu)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         try:
             self.batches = Batches(
                 split, recipe.dataset, recipe.augmentation, recipe.crop_padding, recipe.views, recipe.batch_images,
                 recipe.seed, accelerator.device, accelerator.process_index, accelerator.num_processes, workers,
+                MultiCrop.of(recipe.options),
             )  # fmt: skip
         except ValueError as error:
             raise TrainingError(f"{error}; choose another batch with --set batch_views=N") from None
@@ -83,19 +83,21 @@ class Trainer:
         # Losses of the epoch's steps, on the device until somebody looks.
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
 
-    def step(self, views: Tensor, labels: Tensor) -> Tensor:
+    def step(self, views: Views, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
-        loss = self._captured(views, labels) if self._graphs else self.backward(views, labels)
-        self.optimizer.step()
         network = self.accelerator.unwrap_model(self.network)
-        done = self.epoch * self.batches.steps + self.step_done + 1
-        network.objective.after_step(network.encoder, done / (self.recipe.epochs * self.batches.steps))
+        done, steps = self.epoch * self.batches.steps + self.step_done, self.recipe.epochs * self.batches.steps
+        network.objective.progress = done / steps
+        loss = self._captured(views, labels) if self._graphs else self.backward(views, labels)
+        network.objective.after_backward()
+        self.optimizer.step()
+        network.objective.after_step(network.encoder, (done + 1) / steps)
         return loss
 
-    def backward(self, views: Tensor, labels: Tensor) -> Tensor:
+    def backward(self, views: Views, labels: Tensor) -> Tensor:
         """The detached loss; its gradients are in the parameters' ``.grad``."""
         self.optimizer.zero_grad(set_to_none=True)
-        total = views.new_zeros(())
+        total = torch.zeros((), device=labels.device)
         for part_views, part_labels in self._parts(views, labels):
             with self.accelerator.autocast():
                 loss = self.network(part_views, part_labels) / self.accumulation
@@ -103,7 +105,8 @@ class Trainer:
             total = total + loss.detach()
         return total
 
-    def _captured(self, views: Tensor, labels: Tensor) -> Tensor:
+    def _captured(self, views: Views, labels: Tensor) -> Tensor:
+        assert isinstance(views, Tensor)
         if self._graphed is None:
             try:
                 self._graphed = GraphedBackward(self.backward, self.network, views, labels)
@@ -113,10 +116,11 @@ class Trainer:
                 return self.backward(views, labels)
         return self._graphed(views, labels)
 
-    def _parts(self, views: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, views: Views, labels: Tensor) -> Iterator[tuple[Views, Tensor]]:
         if self.accumulation == 1:
             yield views, labels
         else:
+            assert isinstance(views, Tensor)  # several sizes are a contrastive objective's
             yield from zip(views.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True)
 
     def logged(self) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Batched augmentation of uint8 images on whatever device they sit (SPEC section 4).
 
-``ops`` has the image operations, ``policies`` the AutoAugment tables; :class:`Augment` draws parameters for a batch
-and applies them. Drawing and applying are two calls so that several processes, or a resumed one, see the same views:
-parameters come from a generator on the CPU, pixels never touch it.
+``ops`` has the image operations, ``policies`` the AutoAugment tables, ``simaugment`` those of the self-supervised
+views; :class:`Augment` draws parameters for a batch and applies them. Drawing and applying are two calls so that
+several processes, or a resumed one, see the same views: parameters come from a generator on the CPU, pixels never
+touch it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from . import ops, policies
+from .simaugment import RECOLOUR, MultiCrop, Recolour
 
-__all__ = ["POLICIES", "Augment", "ops", "policies"]
+__all__ = ["POLICIES", "Augment", "MultiCrop", "ops", "policies", "view_groups"]
 
 POLICIES = (
     "autoaugment_thesis",
     "autoaugment",
-    "simaugment",
+    *RECOLOUR,
     "crop_flip",
     "crop",
     "resized_crop_flip",
@@ -30,12 +32,8 @@ POLICIES = (
 _PART = 256  # images of a group that are worked on at a time on a CPU
 _CHUNK = 2048  # images that are grouped at a time on a CPU: their bytes stay in its last cache
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
-_JITTER = (
-    ("brightness", ops.brightness, 0.4),
-    ("contrast", ops.contrast, 0.4),
-    ("saturation", ops.color, 0.4),
-    ("hue", ops.hue, 0.1),
-)
+_JITTER = (("brightness", ops.brightness), ("contrast", ops.contrast), ("saturation", ops.color), ("hue", ops.hue))
+_SOLARIZE = 128  # the threshold of BYOL's views, and Pillow's default
 
 
 class Augment:
@@ -46,6 +44,8 @@ class Augment:
     - ``autoaugment_thesis``: crop and flip, then the CIFAR-10 policy with magnitudes drawn between two levels.
     - ``autoaugment``: crop and flip, then torchvision's policy (fixed magnitudes, random sign).
     - ``simaugment``: random resized crop, flip, colour jitter 0.4/0.4/0.4/0.1 with p 0.8, grayscale with p 0.2.
+    - the other names of ``simaugment.RECOLOUR``: as it, with other strengths, blur and solarisation; some differ
+      from view to view.
     - ``none``: the images as they are.
 
     Args:
@@ -53,21 +53,35 @@ class Augment:
         size: side of the views in pixels.
         padding: zero padding of the random crop in pixels.
         cropped: the images come cropped at random already (a streamed folder): flip and recolour only.
-        blur: Gaussian blur with p 0.5, sigma 0.1-2, a tenth of the side wide (``simaugment`` only).
+        blur: Gaussian blur with p 0.5, sigma 0.1-2, a tenth of the side wide (``simaugment`` only, for which it is
+            the policy ``simaugment_blur``).
+        view: which of an image's views, for the policies whose views differ.
+        scale: share of the area that a resized crop takes, instead of the policy's.
 
     Raises:
         ValueError: unknown name, or blur with another policy.
     """
 
     def __init__(
-        self, name: str, size: int = 32, *, padding: int = 4, blur: bool = False, cropped: bool = False
+        self,
+        name: str,
+        size: int = 32,
+        *,
+        padding: int = 4,
+        blur: bool = False,
+        cropped: bool = False,
+        view: int = 0,
+        scale: tuple[float, float] | None = None,
     ) -> None:
         if name not in POLICIES:
             raise ValueError(f"unknown augmentation {name!r}; known: {', '.join(POLICIES)}")
         if blur and name != "simaugment":
             raise ValueError(f"blur goes with simaugment, not with {name}")
-        self.name, self.size, self.padding, self.blur = name, size, 0 if cropped else padding, blur
-        self._resized = name in ("simaugment", "resized_crop_flip") and not cropped
+        self.name, self.size, self.padding = name, size, 0 if cropped else padding
+        views = RECOLOUR.get("simaugment_blur" if blur else name, ())
+        self._recolour: Recolour | None = views[min(view, len(views) - 1)] if views else None
+        self.scale = scale or (self._recolour.scale if self._recolour else (0.2, 1.0))
+        self._resized = (self._recolour is not None or name == "resized_crop_flip") and not cropped
         self._policy = policies.policy(name, size) if name.startswith("autoaugment") else None
         self._kernel_size = max(3, size // 10 // 2 * 2 + 1)
 
@@ -94,7 +108,7 @@ class Augment:
         if self.name == "none":
             return {}
         if self._resized:
-            params = policies.resized_crop_box(n, source or self.size, generator)
+            params = policies.resized_crop_box(n, source or self.size, generator, self.scale)
         else:
             params = {"top": offset(), "left": offset()}
         params["flip"] = rand() < 0.5
@@ -102,13 +116,15 @@ class Augment:
             params["flip"] = torch.zeros_like(params["flip"])
         if self._policy is not None:
             params |= self._policy.sample(n, generator)
-        if self.name == "simaugment":
-            params["jitter"], params["gray"] = rand() < 0.8, rand() < 0.2
+        if (recolour := self._recolour) is not None:
+            params["jitter"], params["gray"] = rand() < recolour.jitter_p, rand() < recolour.gray_p
             params["order"] = torch.randint(len(_ORDERS), (n,), generator=generator, device=device)
-            for key, _, strength in _JITTER:
+            for (key, _), strength in zip(_JITTER, recolour.jitter, strict=True):
                 params[key] = (2 * rand() - 1) * strength + (0 if key == "hue" else 1)
-        if self.blur:
-            params["blur"], params["sigma"] = rand() < 0.5, 0.1 + 1.9 * rand()
+            if recolour.blur_p:
+                params["blur"], params["sigma"] = rand() < recolour.blur_p, 0.1 + 1.9 * rand()
+            if recolour.solarize_p:
+                params["solarize"] = rand() < recolour.solarize_p
         return params
 
     def apply(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
@@ -144,12 +160,15 @@ class Augment:
         views = _grouped(views, params["flip"].long() - 1, [lambda x, _: x.flip(3)])
         if self._policy is not None:
             views = self._apply_policy(views, params, move["magnitude"])
-        if self.name == "simaugment":
+        if "jitter" in params:
             views = self._apply_jitter(views, params, move)
-        if self.blur:
+        if "blur" in params:
             size, sigma = self._kernel_size, move["sigma"]
             blur = [lambda x, i: ops.gaussian_blur(x, sigma[i], size)]
             views = _grouped(views, params["blur"].long() - 1, blur)
+        if "solarize" in params:
+            solarize = [lambda x, i: ops.solarize(x, torch.full((len(x),), float(_SOLARIZE), device=x.device))]
+            views = _grouped(views, params["solarize"].long() - 1, solarize)
         return views
 
     def _apply_policy(self, views: Tensor, params: dict[str, Tensor], magnitude: Tensor) -> Tensor:
@@ -166,10 +185,34 @@ class Augment:
     @staticmethod
     def _apply_jitter(views: Tensor, params: dict[str, Tensor], move: dict[str, Tensor]) -> Tensor:
         order = _ORDERS.to(params["order"].device)[params["order"]].masked_fill(~params["jitter"][:, None], -1)
-        runs = [partial(_run_at, run, move[key]) for key, run, _ in _JITTER]
+        runs = [partial(_run_at, run, move[key]) for key, run in _JITTER]
         for step in range(4):
             views = _grouped(views, order[:, step], runs)
         return _grouped(views, params["gray"].long() - 1, [lambda x, _: ops.grayscale(x)])
+
+
+def view_groups(
+    name: str, size: int, views: int, multi: MultiCrop, *, padding: int = 4, cropped: bool = False
+) -> list[tuple[Augment, int]]:
+    """The views of an image as (how, how many): one entry where all are made alike.
+
+    Args:
+        name: a policy.
+        size: side of the views in pixels.
+        views: views of an image.
+        multi: the small crops beside them.
+        padding, cropped: as :class:`Augment` takes them.
+    """
+    scale = (multi.split, 1.0) if multi.count else None
+    kinds = min(views, max(1, len(RECOLOUR.get(name, ()))))
+    groups = [
+        (Augment(name, size, padding=padding, cropped=cropped, view=view, scale=scale),
+         views - view if view == kinds - 1 else 1)
+        for view in range(kinds)
+    ]  # fmt: skip
+    if multi.count:
+        groups.append((Augment(name, multi.size, padding=padding, scale=(0.05, multi.split)), multi.count))
+    return groups
 
 
 def _run_at(run: Callable[[Tensor, Tensor], Tensor], value: Tensor, images: Tensor, index: Tensor) -> Tensor:

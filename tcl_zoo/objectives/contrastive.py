@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..encoders import Projector
 from ..losses import TCLLoss
 from ..recipes import Recipe
-from ._base import Objective
+from ._base import Objective, Views
 
 
 class Contrastive(Objective):
@@ -26,6 +26,7 @@ class Contrastive(Objective):
         self.loss = TCLLoss(recipe.temperature, recipe.k1, recipe.k2)
         self.views = recipe.views
 
-    def forward(self, encoder: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[V * B, C, H, W] views and [B] labels to a scalar."""
+        assert isinstance(views, Tensor)
         return self.loss(self.projector(encoder(views)), labels.repeat(self.views))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._base import Objective
+from ._base import Objective, Views
 
 
 class CrossEntropy(Objective):
@@ -22,6 +22,7 @@ class CrossEntropy(Objective):
         super().__init__()
         self.classifier = nn.Linear(num_features, num_classes)
 
-    def forward(self, encoder: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[V * B, C, H, W] views and [B] labels to a scalar."""
+        assert isinstance(views, Tensor)
         return F.cross_entropy(self.classifier(encoder(views)), labels.repeat(len(views) // len(labels)))
