@@ -88,13 +88,18 @@ class Trainer:
         else:
             yield from zip(views.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True)
 
+    def _everywhere(self, upto: int) -> Tensor:
+        """Losses [upto] of the whole batches: the mean over the processes, all of which ask at the same steps."""
+        losses: Tensor = self.losses[:upto]
+        return self.accelerator.reduce(losses.clone(), "mean") if self.accelerator.num_processes > 1 else losses
+
     def check(self, upto: int) -> float:
-        """Mean loss of the steps before ``upto``; waits for the device.
+        """Mean loss of the steps before ``upto``; waits for the device and the other processes.
 
         Raises:
             TrainingError: a loss is NaN or infinite; names the epoch and the first such step.
         """
-        losses = self.losses[:upto]
+        losses = self._everywhere(upto)
         mean = float(losses.mean())
         if not math.isfinite(mean):
             bad = int((~losses.isfinite()).nonzero()[0])
@@ -113,12 +118,13 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Everything to go on bit for bit, through accelerate."""
         self.accelerator.save_state(str(folder))
+        losses = self._everywhere(self.step_done)
         if self.accelerator.is_main_process:
             state = {
                 "epoch": self.epoch,
                 "step": self.step_done,
                 "seconds": self.seconds,
-                "losses": self.losses[: self.step_done].tolist(),
+                "losses": losses.tolist(),
             }
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
