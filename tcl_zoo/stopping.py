@@ -21,7 +21,7 @@ class Stop:
     """
 
     def __init__(self, time_limit: float | None) -> None:
-        self.reason = ""
+        self.reason = ""  # with several processes: of this one
         self._interrupted = False
         self._deadline = time.monotonic() + time_limit if time_limit is not None else math.inf
 

@@ -183,9 +183,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
                 group["lr"] = lr
             if not _epoch(trainer, stop, bar, lr):
                 _checkpoint(trainer, run)
-                accelerator.print(
-                    f"stopped ({stop.reason or 'another process'}) in epoch {trainer.epoch + 1} of {recipe.epochs}"
-                )
+                accelerator.print(f"stopped ({stop.reason}) in epoch {trainer.epoch + 1} of {recipe.epochs}")
                 return False
             line = {
                 "epoch": trainer.epoch,
@@ -201,9 +199,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             accelerator.log({"loss": line["loss"], "lr": lr}, step=trainer.epoch)
             _checkpoint(trainer, run)
             if trainer.epoch < recipe.epochs and agreed(accelerator, stop(), True):
-                accelerator.print(
-                    f"stopped ({stop.reason or 'another process'}) after epoch {trainer.epoch} of {recipe.epochs}"
-                )
+                accelerator.print(f"stopped ({stop.reason}) after epoch {trainer.epoch} of {recipe.epochs}")
                 return False
     return True
 
