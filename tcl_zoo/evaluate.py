@@ -18,6 +18,7 @@ from .batches import Normalise
 from .datasets import load
 from .errors import TrainingError
 from .features import features, predict
+from .outside import short
 from .probe import ProbeResult, knn_probe, linear_probe
 from .recipes import DATA, Recipe, from_dict
 from .runs import read_recipe_file, save_module, write_json
@@ -33,14 +34,19 @@ def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
     recipe = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
     if not (folder / "encoder.safetensors").is_file():
         raise TrainingError(f"{folder} is not finished: run scripts/train.py {recipe.name} again to go on")
-    state = load_file(folder / "encoder.safetensors")
     num_classes = 0
-    if (folder / "classifier.safetensors").is_file():
-        classifier = load_file(folder / "classifier.safetensors")
-        state |= {f"fc.{key}": value for key, value in classifier.items()}
-        num_classes = len(classifier["bias"])
-    model = timm.create_model(recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans)
-    model.load_state_dict(state)
+    try:
+        state = load_file(folder / "encoder.safetensors")
+        if (folder / "classifier.safetensors").is_file():
+            classifier = load_file(folder / "classifier.safetensors")
+            state |= {f"fc.{key}": value for key, value in classifier.items()}
+            num_classes = len(classifier["bias"])
+        model = timm.create_model(recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans)
+        model.load_state_dict(state)
+    except Exception as error:  # a damaged file raises whatever its first bad byte meets
+        raise TrainingError(
+            f"the weights in {folder} are damaged ({short(error)}); run scripts/train.py {recipe.name} again"
+        ) from error
     return recipe, model.eval()
 
 

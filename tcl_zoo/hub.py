@@ -71,6 +71,8 @@ def fetch(
     from huggingface_hub import hf_hub_download
 
     revision = revision or "main"
+    if ".." in revision.split("/") or not re.fullmatch(r"[\w.][\w./-]{0,200}", revision):
+        raise WeightsError(f"{revision[:80]!r} is no revision: pass a commit, a tag or a branch")
 
     def get(revision: str, file: str) -> Path:
         how = {"cache_dir": cache_dir, "library_name": "tcl_zoo", "library_version": __version__}

@@ -9,18 +9,62 @@ An entry says what the weights must be (``sha256`` and ``bytes`` of ``model.safe
 from __future__ import annotations
 
 import functools
-import json
+import re
 from pathlib import Path
 from typing import Any
 
+from .errors import WeightsError
+from .outside import ARCHITECTURES, MAX_WEIGHTS_BYTES, SHA256, cfg_complaint, parsed, read_limited, short
+
 _PACKAGE = Path(__file__).resolve().parent
 INDEX_FILE = _PACKAGE / "index.json"
+_MAX_BYTES = 20_000_000
+_NAME = re.compile(r"[a-z]+(_[a-z0-9]+){2,3}(\.[a-z0-9]+)?")
+_REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @functools.cache
 def entries() -> dict[str, dict[str, Any]]:
-    """Name -> entry of every released name; empty where nothing is released yet."""
-    return json.loads(INDEX_FILE.read_text(encoding="utf-8")) if INDEX_FILE.is_file() else {}
+    """Name -> entry of every released name; empty where nothing is released yet.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        found = parsed(read_limited(INDEX_FILE, _MAX_BYTES))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        why = f"it cannot be read ({short(error)})"
+    else:
+        why = _complaint(found)
+    if why:
+        raise WeightsError(f"{INDEX_FILE} is damaged: {why}; install tcl_zoo again")
+    return dict(found)
+
+
+def _complaint(found: Any) -> str:
+    if not isinstance(found, dict):
+        return "it is not an object"
+    kinds = {"bytes": int, "results": dict, "fingerprints": dict, "pretrained_cfg": dict}
+    for name, entry in found.items():
+        if not _NAME.fullmatch(name) or not isinstance(entry, dict):
+            return f"it has an entry {short(name)!r}"
+        sums = {key: entry.get(key) for key in ("sha256", "config_sha256") if key == "sha256" or entry.get(key)}
+        places = [entry[key] for key in ("repo_id", "revision") if entry.get(key) is not None]
+        sound = (
+            all(type(entry.get(key)) is kind for key, kind in kinds.items())
+            and entry.get("architecture") in list(ARCHITECTURES)
+            and all(isinstance(value, str) and SHA256.fullmatch(value) for value in sums.values())
+            and 0 < entry["bytes"] <= MAX_WEIGHTS_BYTES
+            and all(isinstance(place, str) and _REPO.fullmatch(place) for place in places)
+            and len(places) != 1
+            and isinstance(entry["results"].get("top1", 0.0), (int, float))
+        )
+        why = cfg_complaint(entry["pretrained_cfg"]) if sound else ""
+        if not sound or why:
+            return f"the entry of {name} {why or 'lacks a value or has one of the wrong type'}"
+    return ""
 
 
 def bundled_folder(name: str) -> Path | None:

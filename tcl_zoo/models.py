@@ -122,8 +122,8 @@ def create_model(
         )
         if pretrained and not wraps:
             load_pretrained(model, with_weights, num_classes=classes, in_chans=timm_kwargs["in_chans"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"the weights in {release.folder} do not fit {config['architecture']}: {reason}") from error
     if getattr(model, "pretrained_cfg", None):
         model.pretrained_cfg.pop("state_dict", None)  # the loaded tensors have no business in the model's facts
@@ -151,7 +151,7 @@ def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = Non
     size = tuple(cfg["input_size"])
     transform = timm_transform(
         size, is_training=False, interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"],
-        crop_pct=cfg["crop_pct"],
+        crop_pct=cfg.get("crop_pct", 1.0),
     )  # fmt: skip
     mode = "L" if size[0] == 1 else "RGB"
     return v2.Compose([v2.Lambda(lambda image: image.convert(mode)), transform])

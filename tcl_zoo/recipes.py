@@ -53,6 +53,11 @@ AUGMENTATIONS = (
     "resized_crop_flip",
     "none",
 )
+# Beyond these nothing of this kind can be meant, and numbers without end would exhaust the memory.
+_MOST = {
+    "epochs": 99_999, "views": 1024, "batch_views": 1_000_000, "projector_hidden": 65_536, "projector_dim": 65_536,
+    "crop_padding": 256, "probe_epochs": 99_999, "probe_batch": 1_000_000, "seed": 2**32 - 1,
+}  # fmt: skip
 _IDENTITY = ("name", "objective", "encoder", "dataset", "variant")
 
 
@@ -121,6 +126,8 @@ class Recipe:
             need(getattr(self, key) >= 1, f"{key} must be at least 1, got {getattr(self, key)}")
         for key in ("projector_hidden", "crop_padding", "seed"):
             need(getattr(self, key) >= 0, f"{key} must not be negative, got {getattr(self, key)}")
+        for key, most in _MOST.items():
+            need(getattr(self, key) <= most, f"{key} must be at most {most}")
         for key in ("lr", "probe_lr", "temperature", "k2"):
             value = getattr(self, key)
             need(math.isfinite(value) and value > 0, f"{key} must be finite and above 0, got {value}")
@@ -253,7 +260,7 @@ def _vary(objective: str, encoder: str, dataset: str, variant: str) -> dict[str,
         return changes if stability else None
     if variant == "e250":
         return {"epochs": 250 if objective == "ce" else 200} if dataset != "digits" else None
-    match = re.fullmatch(r"([epv])([1-9]\d*)", variant)
+    match = re.fullmatch(r"([epv])([1-9][0-9]{0,4})", variant)
     if not match:
         return None
     kind, number = match[1], int(match[2])
@@ -310,7 +317,7 @@ def names(pattern: str | Iterable[str] = "*") -> list[str]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean a, b?"`` for a mistyped word, or ``""`` where nothing is near."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(word[:80], list(known), n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
@@ -331,7 +338,7 @@ def recipe(name: str) -> Recipe:
             fields = _base(objective, encoder, dataset) | changes
             return Recipe(name=name, objective=objective, encoder=encoder, dataset=dataset, variant=variant, **fields)
     hint = nearest(name, _NAMES) or "; `tcl-zoo list` shows all names"
-    raise RecipeError(f"unknown model name {name!r}{hint}")
+    raise RecipeError(f"unknown model name {name[:80]!r}{hint}")
 
 
 def override(base: Recipe, settings: Iterable[str]) -> Recipe:
@@ -353,15 +360,15 @@ def override(base: Recipe, settings: Iterable[str]) -> Recipe:
         key, equals, text = setting.partition("=")
         key = key.strip()
         if not equals:
-            raise RecipeError(f"--set takes key=value, got {setting!r}")
+            raise RecipeError(f"--set takes key=value, got {setting[:80]!r}")
         if key in _IDENTITY:
             raise RecipeError(f"{key} is part of the name; train another name instead of setting it")
         if key not in free:
-            raise RecipeError(f"unknown recipe field {key!r}{nearest(key, free) or '; known: ' + ', '.join(free)}")
+            raise RecipeError(f"unknown recipe field {key[:80]!r}{nearest(key, free) or '; known: ' + ', '.join(free)}")
         try:
             changes[key] = types[key](text.strip())
         except ValueError:
-            raise RecipeError(f"{key} takes {types[key].__name__}, got {text!r}") from None
+            raise RecipeError(f"{key} takes {types[key].__name__}, got {text[:80]!r}") from None
     own = {key.removeprefix("options."): changes.pop(key) for key in list(changes) if key.startswith("options.")}
     return dataclasses.replace(base, **changes, options={**base.options, **own})
 
@@ -370,9 +377,17 @@ def from_dict(fields: dict[str, Any]) -> Recipe:
     """The recipe that :meth:`Recipe.to_dict` wrote; what an older version did not know has its default.
 
     Raises:
-        RecipeError: fields are missing or unknown, or a value is out of range.
+        RecipeError: fields are missing or unknown, or a value is of the wrong type or out of range.
     """
+    types = typing.get_type_hints(Recipe)
     try:
+        for key, value in fields.items():
+            accepted = {int: (int,), float: (int, float), str: (str,)}.get(types.get(key, object))
+            if accepted and type(value) not in accepted:
+                raise RecipeError(f"not a recipe: {key} takes {types[key].__name__}, got {type(value).__name__}")
+        for key, known in (("objective", OBJECTIVES), ("encoder", ENCODERS), ("dataset", tuple(DATA))):
+            if key in fields and fields[key] not in known:
+                raise RecipeError(f"not a recipe: unknown {key} {fields[key][:80]!r}")
         return Recipe(**fields)
-    except TypeError as error:
+    except (TypeError, AttributeError, OverflowError) as error:
         raise RecipeError(f"not a recipe: {error}") from None

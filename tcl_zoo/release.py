@@ -170,7 +170,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> str:
     config = read_config(folder)
     try:
         return card(config, [path.name for path in folder.glob("*.png")], repo_id)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} lacks what a card says: {error!r}; release the run again") from None
 
 

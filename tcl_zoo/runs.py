@@ -1,17 +1,19 @@
 """A run folder: what was asked (``recipe.json``), what happened (``metrics.jsonl``), where to go on (``checkpoint/``).
 
 Everything is written so that a kill at any moment leaves the state before or the state after: files and checkpoint
-folders are made under another name and renamed.
+folders are made under another name and renamed. Each checkpoint has the sha256 of its files beside them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,8 @@ from .errors import TrainingError
 from .recipes import Recipe, from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
+_SUMS = "sha256.json"
+_FIRST = {"checkpoint", ".lock", ".recipe.json.part"}  # what a run killed in its first moments may leave
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,6 +49,24 @@ def save_module(path: Path, module: nn.Module) -> None:
     write_atomically(path, lambda part: save_file(state, part))
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What stands in the way of writing, a full disk say, becomes a ``TrainingError``.
+
+    Not every library on the way raises an ``OSError`` then.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise TrainingError(
+            f"cannot write the run folder {folder}: {reason}; once it can be written, the same command goes on "
+            "from the last checkpoint"
+        ) from error
+
+
 class Run:
     """One run folder, held by one training at a time.
 
@@ -52,27 +74,41 @@ class Run:
         folder: made if it does not exist.
         recipe: what is trained in it.
         settings: what else must be the same when the run goes on (precision).
+        hold: keep other trainings out, until :meth:`release` or the end of this process, and remove what a killed
+            one left half-written; the main process of a training asks for it.
 
     Raises:
         TrainingError: the folder cannot be written, belongs to another recipe, or is in use.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], recipe: Recipe, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], recipe: Recipe, settings: dict[str, Any], hold: bool = False
+    ) -> None:
         self.folder, self.recipe = Path(folder), recipe
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoint"
         self._lock: IO[str] | None = None
         recipe_file = self.folder / "recipe.json"
-        try:
+        with writing(self.folder):
+            if not recipe_file.exists() and self.folder.exists() and self._foreign():
+                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another --run-dir")
             if recipe_file.exists():
                 self._compare(recipe_file, settings)
-            elif self.folder.exists() and any(self.folder.iterdir()):
-                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another --run-dir")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if not recipe_file.exists():
+            if hold:
+                self.lock()
+                self.clean()
+            # Once more behind the lock: of two that start at the same moment one has written it by now.
+            if recipe_file.exists():
+                self._compare(recipe_file, settings)
+            else:
                 write_json(recipe_file, {"recipe": recipe.to_dict(), "settings": settings})
-        except OSError as error:
-            raise TrainingError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
+
+    def _foreign(self) -> bool:
+        """Whether there is anything that no run leaves before its ``recipe.json``."""
+        return not {p.name for p in self.folder.iterdir()} <= _FIRST or (
+            self.checkpoints.exists() and any(self.checkpoints.iterdir())
+        )
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
         stored = read_recipe_file(recipe_file)
@@ -91,34 +127,46 @@ class Run:
             )
 
     def lock(self) -> None:
-        """Keeps other trainings out until this process ends; the main process calls it."""
-        self._lock = (self.folder / ".lock").open("w")
+        """Keeps other trainings out until :meth:`release` or the end of this process."""
+        with writing(self.folder):
+            self._lock = (self.folder / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.release()
             raise TrainingError(f"{self.folder} is in use by another training; wait for it or stop it") from None
+
+    def release(self) -> None:
+        """Lets other trainings in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """One line per epoch."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with writing(self.folder), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines written so far; a line cut by a kill is left out."""
-        lines = []
+        """The lines written so far; a line cut by a kill, and what follows it, is left out."""
+        lines: list[dict[str, Any]] = []
         if self.metrics_file.is_file():
-            for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            for text in self.metrics_file.read_bytes().splitlines():
                 try:
-                    lines.append(json.loads(text))
-                except json.JSONDecodeError:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
                     break
+                if not isinstance(line, dict) or line.get("epoch") != len(lines) or "loss" not in line:
+                    break
+                lines.append(line)
         return lines
 
     def rewind_metrics(self, epoch: int) -> None:
         """Drops the lines of ``epoch`` and later: they will be written again."""
         kept = [line for line in self.metrics() if line["epoch"] < epoch]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
+        with writing(self.folder):
+            write_atomically(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def saved(self) -> list[Path]:
         """Checkpoint folders, newest first."""
@@ -126,22 +174,52 @@ class Run:
 
     def save(self, epoch: int, step: int, write: Callable[[Path], Any]) -> None:
         """Writes a checkpoint folder through ``write`` and drops all but the newest two."""
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.checkpoints))
-        try:
-            write(part)
-            target = self.checkpoints / f"epoch-{epoch:05d}-step-{step:07d}"
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(part, target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with writing(self.folder):
+            part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.checkpoints))
+            try:
+                write(part)
+                (part / _SUMS).write_text(json.dumps(_sums(part)), encoding="utf-8")
+                target = self.checkpoints / f"epoch-{epoch:05d}-step-{step:07d}"
+                if target.exists():
+                    shutil.rmtree(target)
+                os.replace(part, target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
         for old in self.saved()[_KEEP:]:
             shutil.rmtree(old, ignore_errors=True)
+
+    def check(self, folder: Path) -> None:
+        """Holds a checkpoint's files to their sha256.
+
+        Raises:
+            TrainingError: a file is missing or not what was written.
+        """
+        if not (folder / _SUMS).is_file():
+            return  # of a version before 0.2: nothing to compare with
+        found, expected = _sums(folder), json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        damaged = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        if damaged:
+            raise TrainingError(f"{damaged[0]} is not what was written")
+
+    def set_aside(self, folder: Path) -> None:
+        """Renames a checkpoint that cannot be read, so that it is not counted as the newest any more."""
+        with writing(self.folder):
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
 
     def clean(self) -> None:
         """Removes what a killed process left half-written."""
         for part in self.checkpoints.glob(".part-*"):
             shutil.rmtree(part, ignore_errors=True)
+        for file in self.folder.glob(".*.part"):
+            file.unlink(missing_ok=True)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file of a checkpoint."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS)
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -17,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import DataError
 
+# What an image file may be, whatever its name says: Pillow's other readers start programs (EPS) or are hardly used.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "PPM", "TIFF")
+_MAX_PIXELS = 90_000_000  # of a decoded image; ImageNet's largest has 25 million
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -111,26 +115,29 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
             views = [pil_to_tensor(self.transform(image)) for _ in range(self.views)]
         return torch.stack(views), int(self.labels[index]), index
 
-    def image(self, index: int) -> Any:
-        """The decoded PIL image, RGB or grey."""
+    def image(self, index: int, side: int | None = None) -> Any:
+        """The decoded PIL image, RGB or grey; with ``side`` a ``DataError`` where it is not side x side pixels."""
         from PIL import Image
 
         path = self.folder / self.files[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
+                if side and image.size != (side, side):
+                    found = f"{image.width} x {image.height} pixels, not {side} x {side}"
+                    raise DataError(f"{path} has {found}; resize it")
+                if image.width * image.height > _MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
                 return image.convert("RGB" if self.channels == 3 else "L")
+        except DataError:
+            raise
         except Exception as error:  # a damaged file raises whatever its first bad byte meets
             raise DataError(f"{path} does not decode: {why(error)}; replace it") from error
 
     def decoded(self) -> Split:
         """All images in memory; a ``DataError`` names one that is not S x S pixels."""
         side, images = self.size, np.empty((len(self), self.size, self.size, self.channels), "u1")
-        for index, file in enumerate(self.files):
-            image = self.image(index)
-            if image.size != (side, side):
-                found = f"{image.width} x {image.height} pixels, not {side} x {side}"
-                raise DataError(f"{self.folder / file} has {found}; resize it")
-            images[index] = np.asarray(image).reshape(side, side, -1)
+        for index in range(len(self)):
+            images[index] = np.asarray(self.image(index, side)).reshape(side, side, -1)
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         return Split(pixels, self.labels, self.classes)
 
@@ -139,7 +146,7 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
         digest = hashlib.sha256()
         for file in sorted(self.files):
             content = hashlib.sha256((self.folder / file).read_bytes())
-            digest.update(file.encode() + b"\0" + content.digest())
+            digest.update(os.fsencode(file) + b"\0" + content.digest())
         return digest.hexdigest()
 
 
@@ -187,8 +194,10 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[str]:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    found = [n for n in names if n.lower().endswith(_SUFFIXES) and n[0] != "."]
+    with os.scandir(folder) if folder.is_dir() else contextlib.nullcontext(()) as entries:
+        # Regular files: a pipe of that name would be waited for.
+        names = [e.name for e in entries if e.name.lower().endswith(_SUFFIXES) and e.name[0] != "." and e.is_file()]
+    found = sorted(names)
     if not found:
         raise DataError(f"class folder {folder} has no images ({' '.join(_SUFFIXES)}); fill it")
     return found

@@ -15,10 +15,14 @@ from accelerate import Accelerator
 
 
 class Stop:
-    """Whether to stop now: a signal came, or the time is up. A second Ctrl-C interrupts at once."""
+    """Whether to stop now: a signal came, or the time is up. A second Ctrl-C interrupts at once.
+
+    A second SIGTERM does not: schedulers send it to a launcher and its processes, and the launcher passes it on.
+    """
 
     def __init__(self, time_limit: float | None) -> None:
-        self.reason = ""
+        self.reason = ""  # with several processes: of this one
+        self._interrupted = False
         self._deadline = time.monotonic() + time_limit if time_limit is not None else math.inf
 
     def __call__(self) -> bool:
@@ -34,9 +38,10 @@ class Stop:
             return
 
         def ask(number: int, _: Any) -> None:
-            if self.reason:
+            if number == signal.SIGINT and self._interrupted:
                 raise KeyboardInterrupt
-            self.reason = signal.Signals(number).name
+            self._interrupted |= number == signal.SIGINT
+            self.reason = self.reason or signal.Signals(number).name
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

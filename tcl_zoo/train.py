@@ -24,14 +24,15 @@ from tqdm.auto import tqdm
 from . import __version__
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
+from .peers import naming_the_lost
 from .progress import progress
 from .recipes import Recipe
-from .runs import Run, save_module, write_json
+from .runs import Run, save_module, write_json, writing
 from .stopping import Stop, agreed
 from .trainer import Trainer
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# Steps between two looks at the losses: a look waits for the device.
+# Steps between two looks at the losses: a look waits for the device (one process on a CPU looks at every step).
 _LOOK_EVERY = 20
 
 
@@ -104,21 +105,22 @@ def train(
     accelerator = _accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
     trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
-    with accelerator.main_process_first():
-        settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
-        run = Run(run_dir, recipe, settings)
-        if accelerator.is_main_process:
-            run.lock()
-            run.clean()
-    _resume(trainer, run)
-    if log_with:
-        accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
-    stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
-    with stop.signals():
-        finished = _epochs(trainer, run, stop)
-    if finished and accelerator.is_main_process:
-        _save_weights(trainer, run)
-    accelerator.end_training()
+    with naming_the_lost():
+        with accelerator.main_process_first():
+            settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
+            run = Run(run_dir, recipe, settings, hold=accelerator.is_main_process)
+        try:
+            _resume(trainer, run)
+            if log_with:
+                accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
+            stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
+            with stop.signals():
+                finished = _epochs(trainer, run, stop)
+            if finished and accelerator.is_main_process:
+                _save_weights(trainer, run)
+            accelerator.end_training()
+        finally:
+            run.release()
     lines = run.metrics()
     loss = lines[-1]["loss"] if lines else math.nan
     return TrainResult(finished, trainer.epoch, run_dir, loss, trainer.seconds)
@@ -141,17 +143,28 @@ def _accelerator(precision: str, cpu: bool, log_with: str | None, run_dir: Path)
 
 
 def _resume(trainer: Trainer, run: Run) -> None:
-    """Loads the newest checkpoint that can be read."""
-    for folder in run.saved():
+    """Loads the newest checkpoint that every process can read; sets those aside that are newer."""
+    accelerator, damaged, saved = trainer.accelerator, [], run.saved()
+    for folder in saved:
+        failure = ""
         try:
+            run.check(folder)
             trainer.load(folder)
         except Exception as error:
-            trainer.accelerator.print(f"{folder.name} cannot be read ({type(error).__name__}); trying the one before")
-            continue
-        break
-    if trainer.accelerator.is_main_process:
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if not agreed(accelerator, bool(failure), True):
+            break
+        accelerator.print(f"{folder.name} cannot be read ({failure or 'by another process'}); trying the one before")
+        damaged.append(folder)
+    if saved and len(damaged) == len(saved):
+        raise TrainingError(
+            f"none of the checkpoints in {run.checkpoints} can be read; start again in another run folder (--run-dir)"
+        )
+    if accelerator.is_main_process:
+        for folder in damaged:
+            run.set_aside(folder)
         run.rewind_metrics(trainer.epoch)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
 def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
@@ -188,12 +201,16 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
                 run.append_metrics(line)
             accelerator.log({"loss": line["loss"], "lr": lr}, step=trainer.epoch)
             _checkpoint(trainer, run)
+            if trainer.epoch < recipe.epochs and agreed(accelerator, stop(), True):
+                accelerator.print(f"stopped ({stop.reason}) after epoch {trainer.epoch} of {recipe.epochs}")
+                return False
     return True
 
 
 def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
     """Runs the rest of one epoch; False where it was stopped."""
     steps, start = trainer.batches.steps, trainer.step_done
+    every_step = trainer.accelerator.device.type == "cpu" and trainer.accelerator.num_processes == 1
     clock = time.monotonic()
     first = clock
     for views, labels in trainer.batches.epoch(trainer.epoch, start):
@@ -202,6 +219,8 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
         now = time.monotonic()
         trainer.seconds, clock = trainer.seconds + now - clock, now
         bar.update()
+        if every_step and not trainer.losses[trainer.step_done - 1].isfinite():
+            trainer.check(trainer.step_done)
         if trainer.step_done % _LOOK_EVERY == 0 or trainer.step_done == steps:
             rate = (trainer.step_done - start) * trainer.recipe.batch_views / (now - first)
             loss = trainer.check(trainer.step_done)
@@ -220,7 +239,8 @@ def _checkpoint(trainer: Trainer, run: Run) -> None:
         return
     # Every process adds its random state to one folder, then the main process renames it.
     shared = run.checkpoints / ".part-shared"
-    trainer.save(shared)
+    with writing(run.folder):
+        trainer.save(shared)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.save(trainer.epoch, trainer.step_done, lambda part: os.replace(shared, part))

@@ -128,13 +128,18 @@ class Trainer:
         network = self.accelerator.unwrap_model(self.network)
         return {key: float(value) for key, value in network.objective.logged().items()}
 
+    def _everywhere(self, upto: int) -> Tensor:
+        """Losses [upto] of the whole batches: the mean over the processes, all of which ask at the same steps."""
+        losses: Tensor = self.losses[:upto]
+        return self.accelerator.reduce(losses.clone(), "mean") if self.accelerator.num_processes > 1 else losses
+
     def check(self, upto: int) -> float:
-        """Mean loss of the steps before ``upto``; waits for the device.
+        """Mean loss of the steps before ``upto``; waits for the device and the other processes.
 
         Raises:
             TrainingError: a loss is NaN or infinite; names the epoch and the first such step.
         """
-        losses = self.losses[:upto]
+        losses = self._everywhere(upto)
         mean = float(losses.mean())
         if not math.isfinite(mean):
             bad = int((~losses.isfinite()).nonzero()[0])
@@ -153,12 +158,13 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Everything to go on bit for bit, through accelerate."""
         self.accelerator.save_state(str(folder))
+        losses = self._everywhere(self.step_done)
         if self.accelerator.is_main_process:
             state = {
                 "epoch": self.epoch,
                 "step": self.step_done,
                 "seconds": self.seconds,
-                "losses": self.losses[: self.step_done].tolist(),
+                "losses": losses.tolist(),
             }
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 

@@ -13,8 +13,6 @@ ever fetched or opened, and a configuration may set nothing but the values this 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -23,18 +21,11 @@ from typing import Any
 
 from . import hub, index
 from .errors import WeightsError
-from .recipes import ENCODERS, nearest, recipe
+from .outside import MAX_WEIGHTS_BYTES, SHA256, complaint, expanded, parsed, read_limited, short
+from .recipes import nearest, recipe
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 SOURCES = ("hf-hub:", "local-dir:")
-_ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
-_MODEL_ARGS = {"in_chans", "num_classes"}
-# What a configuration may say of its weights. timm's other keys name places to load from (source, file, url,
-# hf_hub_id ...) and would lead past the file that was checked.
-_PRETRAINED_KEYS = {
-    "num_classes", "input_size", "min_input_size", "pool_size", "mean", "std", "interpolation", "crop_pct",
-    "first_conv", "classifier", "label_names", "license",
-}  # fmt: skip
 _MAX_CONFIG_BYTES = 4_000_000
 
 
@@ -78,40 +69,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         return WeightsError(f"{path} {why}; fetch or build the release again")
 
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise refuse("is too large for a config.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parsed(read_limited(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise refuse("is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise refuse(f"cannot be read ({error})") from None
-    shape: dict[str, type] = {"architecture": str, "num_classes": int, "pretrained_cfg": dict, "tcl_zoo": dict}
-    inner: dict[str, type] = {"name": str, "recipe": dict, "results": dict, "sha256": str, "bytes": int}
-    cfg: dict[str, type] = {"input_size": list, "mean": list, "std": list, "interpolation": str}
-    if not isinstance(config, dict):
-        raise refuse("is not an object")
-    for where, keys in ((config, shape), (config.get("tcl_zoo"), inner), (config.get("pretrained_cfg"), cfg)):
-        missing = [key for key, kind in keys.items() if not isinstance((where or {}).get(key), kind)]
-        if missing:
-            raise refuse(f"lacks {', '.join(missing)}")
-    if config["architecture"] not in _ARCHITECTURES:
-        raise refuse(f"names the architecture {config['architecture']!r}, which is not of this zoo")
-    args, pretrained = config.get("model_args", {}), config["pretrained_cfg"]
-    if not isinstance(args, dict) or set(args) - _MODEL_ARGS:
-        raise refuse(f"has model_args this zoo does not use: {', '.join(sorted(set(args) - _MODEL_ARGS))}")
-    if foreign := set(pretrained) - _PRETRAINED_KEYS:
-        raise refuse(f"has pretrained_cfg keys this zoo does not use: {', '.join(sorted(foreign))}")
-    size = pretrained["input_size"]
-    if len(size) != 3 or not all(isinstance(n, int) and 1 <= n <= 2048 for n in size):
-        raise refuse(f"has the input_size {size}")
-    for key in ("mean", "std"):
-        values = pretrained[key]
-        finite = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-        if not finite or len(values) != size[0] or (key == "std" and 0 in values):
-            raise refuse(f"has the {key} {values}")
-    if args.get("in_chans", size[0]) != size[0] or not 1 <= config["num_classes"] <= 100_000:
-        raise refuse("has an in_chans or num_classes that no release has")
-    return config
+    except (OSError, ValueError) as error:
+        raise refuse(f"cannot be read ({getattr(error, 'strerror', None) or short(error)})") from None
+    if why := complaint(config):
+        raise refuse(why)
+    return dict(config)
 
 
 def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Path | None:
@@ -119,7 +84,9 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     given = weights_dir or os.environ.get("TCL_ZOO_WEIGHTS")
     if not given:
         return None
-    root = Path(given).expanduser()
+    root = expanded(given, WeightsError)
+    if not _is_name(name):
+        recipe(name)
     if (root / name / CONFIG_FILE).is_file():
         return root / name
     if (root / CONFIG_FILE).is_file():
@@ -131,6 +98,11 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     if weights_dir:
         raise WeightsError(f"no release of {name} in {root}: looked for {name}/{CONFIG_FILE} and {CONFIG_FILE} there")
     return None
+
+
+def _is_name(name: str) -> bool:
+    """Whether a release could have this name; a name is no path."""
+    return len(name) <= 120 and name.isascii() and name.replace("_", "").replace(".", "").replace("-", "").isalnum()
 
 
 def locate(
@@ -154,6 +126,8 @@ def locate(
         WeightsError: no weights for it, they cannot be had, or what the Hub sent is not what it should be.
     """
     sha256 = sha256 and sha256.lower()
+    if sha256 and not SHA256.fullmatch(sha256):
+        raise WeightsError(f"sha256={short(sha256)!r} is none: it has 64 hexadecimal digits")
     if name.startswith(SOURCES):
         if weights_dir is not None:
             raise WeightsError(f"{name} is a place itself: leave weights_dir out")
@@ -189,7 +163,7 @@ def _from_place(
 ) -> Release:
     kind, _, place = name.partition(":")
     if kind == "local-dir":
-        folder = Path(place).expanduser()
+        folder = expanded(place, WeightsError)
         config = read_config(folder)
         return Release(name, folder, config, sha256 or config["tcl_zoo"]["sha256"], kind)
     repo_id, _, named = place.partition("@")
@@ -245,9 +219,9 @@ class DamagedError(WeightsError):
 def _hold(path: Path, name: str, expected: str) -> bytes:
     """The bytes of a file, if they are the ones expected."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
+        data = read_limited(path, MAX_WEIGHTS_BYTES)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', None) or short(error)}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise WeightsError(
@@ -274,12 +248,11 @@ def read_weights(release: Release) -> dict[str, Any]:
     Raises:
         WeightsError: missing, another sha256 than promised, or not a safetensors file.
     """
-    import safetensors
     import safetensors.torch
 
     path = release.folder / WEIGHTS_FILE
     data = _hold(path, release.name, release.sha256)
     try:
         return dict(safetensors.torch.load(data))
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is not a safetensors file: {error}") from None
+    except Exception as error:  # a damaged header raises whatever its first bad byte meets
+        raise WeightsError(f"{path} is not a safetensors file: {short(error)}") from None

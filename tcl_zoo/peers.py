@@ -1,0 +1,88 @@
+"""Several processes train together: when one is lost, the others end soon and say which one it was.
+
+A process that dies closes its connections, and whoever waits for it gets an error of the transport that names an
+address at best. The survivors therefore report to the group's store, and whoever does not is the one that is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from .errors import TclZooError, TrainingError
+
+_PATIENCE = 6.0  # seconds for the others to notice and report
+_LOST = "lost"  # what a process reports that only noticed
+# What gloo, NCCL and the store say when the other end is gone.
+_TRANSPORT = ("gloo", "nccl", "connection", "socket", "broken pipe", "recvvalue", "timed out", "timeout")
+
+
+@contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """Turns the transport's error into one that names the process that failed; does nothing in a single process.
+
+    Raises:
+        TrainingError: another process failed or is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            raise
+        if not _of_the_transport(error):
+            if isinstance(error, TclZooError):
+                _report(" ".join(str(error).split()))
+            else:
+                _report(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            raise
+        raise TrainingError(
+            f"{_missing()}; the training goes on from its last checkpoint with the same command"
+        ) from error
+
+
+def _of_the_transport(error: BaseException) -> bool:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and not isinstance(error, TclZooError) and any(w in text for w in _TRANSPORT)
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _key(rank: int) -> str:
+    return f"tcl_zoo/failed/{rank}"
+
+
+def _report(what: str) -> None:
+    try:
+        _store().set(_key(dist.get_rank()), what)
+        if dist.get_rank() == 0:
+            time.sleep(1.0)  # as a rule it is this process that keeps the store: let the others read it
+    except RuntimeError:
+        pass  # the store went with the process that kept it
+
+
+def _missing() -> str:
+    """Which process failed, as far as the survivors can tell; waits for their reports."""
+    world, own = dist.get_world_size(), dist.get_rank()
+    silent, deadline = set(range(world)) - {own}, time.monotonic() + _PATIENCE
+    try:
+        store = _store()
+        store.set(_key(own), _LOST)
+        while silent and time.monotonic() < deadline:
+            for rank in sorted(silent):
+                if store.check([_key(rank)]):
+                    what = store.get(_key(rank)).decode()
+                    if what != _LOST:
+                        return f"process {rank} of {world} failed: {what}"
+                    silent.discard(rank)
+            time.sleep(0.1)
+    except RuntimeError:
+        return f"process 0 of {world}, which kept the group together, is gone"
+    names = ", ".join(str(rank) for rank in sorted(silent)) or "?"
+    return f"process {names} of {world} is gone"
