@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from .analysis import GradientLog
 from .batches import Batches
 from .errors import TrainingError
 from .objectives import Objective, create_objective
@@ -61,6 +62,11 @@ class Trainer:
         self.seconds = 0.0
         # Losses of the epoch's steps, on the device until somebody looks.
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
+        self.gradients: GradientLog | None = None
+
+    def steps_done(self) -> int:
+        """Steps of all epochs so far."""
+        return self.epoch * self.batches.steps + self.step_done
 
     def step(self, views: Tensor, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
@@ -73,7 +79,7 @@ class Trainer:
             self.accelerator.backward(loss)
             total = total + loss.detach()
         self.optimizer.step()
-        done = self.epoch * self.batches.steps + self.step_done + 1
+        done = self.steps_done() + 1
         network.objective.after_step(network.encoder, done / (self.recipe.epochs * self.batches.steps))
         return total
 
