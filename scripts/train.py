@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1, metavar="N", help="ce only")
     parser.add_argument("--log-with", choices=("tensorboard", "trackio", "wandb"), help="a tracker of accelerate's")
     parser.add_argument("--log-gradients", type=int, nargs="?", const=50, default=0, metavar="N",
-                        help="write gradients.jsonl: responses of positives and negatives every N steps (default: 50)")  # fmt: skip
+                        help="write the gradient responses of every N-th step to gradients.jsonl (N: 50)")  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--protocol", default="cached", choices=("cached", "thesis", "none"),
                         help="of the linear probe after training (default: cached)")  # fmt: skip

@@ -18,7 +18,7 @@ from typing import IO, Any
 from safetensors.torch import save_file
 from torch import nn
 
-from .errors import TrainingError
+from .errors import RunInUseError, TrainingError
 from .recipes import Recipe, from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
@@ -90,7 +90,7 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise TrainingError(f"{self.folder} is in use by another training; wait for it or stop it") from None
+            raise RunInUseError(f"{self.folder} is in use by another training; wait for it or stop it") from None
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """One line per epoch."""
