@@ -72,7 +72,7 @@ def main() -> int:
         for plan in plans:
             print(plan.listing(store, jobs))
         return OK
-    finished, notes = True, []
+    finished, notes = True, list[str]()
     if not args.render:
         finished, notes = run_all(
             jobs, store, args.data_dir, args.time_limit, precision=args.precision, download=args.download,

@@ -146,7 +146,7 @@ def test_scales_out_of_range_are_refused(factor):
 
 
 def test_a_table_of_data_sets_keeps_them():
-    with pytest.raises(RecipeError, match="table-5.1 stays with its data sets"):
+    with pytest.raises(RecipeError, match="stays with its data sets"):
         Plan.of(GRIDS["table-5.1"], TINY)
 
 

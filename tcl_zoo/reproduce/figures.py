@@ -13,7 +13,6 @@ from .plan import Plan
 _FIXED = {TCL: "#0072B2", SUPCON: "#D55E00", "cross-entropy": "#000000"}
 _FREE = [colour for colour in _COLOURS if colour not in _FIXED.values()]
 _STYLES = ("-", "--", "-.", ":")
-_BACKGROUND = {"facecolor": "white", "edgecolor": "#D55E00", "boxstyle": "round"}
 
 
 def _look(names: list[str]) -> dict[str, dict[str, Any]]:
@@ -58,10 +57,16 @@ def top1_figure(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
         style = look[name] | ({} if plan.grid.numeric else {"linestyle": "none"})
         ours = [(a, row) for a, row in zip(x, mine, strict=True) if row["n"]]
         if ours:
-            axes.errorbar(
-                [a for a, _ in ours], [row["ours"] for _, row in ours], [row["ci95"] or 0.0 for _, row in ours],
-                capsize=4, markersize=8, linewidth=2, label=f"{name} ({_runs([r for _, r in ours])})", **style,
-            )  # fmt: skip
+            where, means = [a for a, _ in ours], [row["ours"] for _, row in ours]
+            label, common = f"{name} ({_runs([row for _, row in ours])})", {"markersize": 8, "linewidth": 2} | style
+            if any(row["ci95"] is not None for _, row in ours):
+                axes.errorbar(where, means, [row["ci95"] or 0.0 for _, row in ours], capsize=5, label=label, **common)
+                for a, row in ours:
+                    runs = [float(text.partition(":")[2]) for text in row["top1_by_seed"].split()]
+                    beside = a if plan.grid.numeric else a + 0.05
+                    axes.plot([beside] * len(runs), runs, ".", color=style["color"], alpha=0.5, markersize=7)
+            else:
+                axes.plot(where, means, label=label, **common)
         theirs = [(a, row["thesis"]) for a, row in zip(x, mine, strict=True) if row["thesis"] is not None]
         if theirs and not plan.scale.label:
             axes.scatter(*zip(*theirs, strict=True), s=90, facecolors="none", edgecolors=style["color"], linewidths=1.5,

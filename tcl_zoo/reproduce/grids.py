@@ -94,7 +94,7 @@ def _row(rest: str) -> str:
 _128 = "resnet50_cifar100.v128"
 K1 = (0, 10, 100, 1000, 5000, 50_000)
 K2 = (1, 3.25)
-_SECTION_54 = {(50_000, 1): 71.8, (50_000, 3.25): 76.2}
+_SECTION_54: dict[tuple[float, float], float] = {(50_000, 1): 71.8, (50_000, 3.25): 76.2}
 
 
 def _loss(k1: float, k2: float, against: tuple[float, float] | None = (0, 1)) -> Cell:
@@ -102,7 +102,7 @@ def _loss(k1: float, k2: float, against: tuple[float, float] | None = (0, 1)) ->
     supcon, plain = (k1, k2) == (0, 1), (k1, k2) == (5000, 1)
     settings = () if supcon or plain else (f"k1={k1:g}", f"k2={k2:g}")
     cell = _cell(f"supcon_{_128}" if supcon else f"tcl_{_128}", "")
-    thesis = _SECTION_54.get((k1, k2), None if settings else cell.thesis)
+    thesis = _SECTION_54.get((k1, k2)) if settings else cell.thesis
     other = ("", _line(*against)) if against and against != (k1, k2) else None
     return dataclasses.replace(cell, series=_line(k1, k2), settings=settings, thesis=thesis, against=other)
 
@@ -116,8 +116,7 @@ def _sweep() -> tuple[Cell, ...]:
     for k2 in K2:
         for k1 in K1:
             against = ("0", "k2 = 1") if (k1, k2) != (0, 1) else None
-            place = {"row": f"{k1:g}", "series": f"k2 = {k2:g}", "against": against}
-            cells.append(dataclasses.replace(_loss(k1, k2), **place))
+            cells.append(dataclasses.replace(_loss(k1, k2), row=f"{k1:g}", series=f"k2 = {k2:g}", against=against))
     return tuple(cells)
 
 
