@@ -20,7 +20,7 @@ from tcl_zoo.recipes import recipe
 from tcl_zoo.reproduce.grids import GRIDS
 from tcl_zoo.reproduce.overview import write_overview
 from tcl_zoo.reproduce.plan import Plan, duration
-from tcl_zoo.reproduce.results import interval, verdict
+from tcl_zoo.reproduce.results import interval, render, verdict
 from tcl_zoo.reproduce.runner import Store, checked_shard, rates, run_all, seconds_left, shard
 from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, moved, scaled, subset
 
@@ -233,6 +233,14 @@ def test_top1_figures_are_drawn_too(world, tmp_path, capsys, monkeypatch):
         assert (tmp_path / f"{name}_digits-resnet20-x0.02.png").stat().st_size > 10_000
     done = [row for row in rows(tmp_path / "fig-5.6_digits-resnet20-x0.02.csv") if row["status"] == "done"]
     assert [(row["row"], row["series"]) for row in done] == [("0", "k2 = 1"), ("5000", "k2 = 1")]
+
+
+def test_a_figure_of_a_single_point_is_drawn(world, tmp_path):
+    """What there is after the first run of a sweep: its only place on the axis is 0."""
+    _, store, plan = world
+    shutil.copytree(store.folder(plan.jobs()[0]), tmp_path / "runs" / plan.jobs()[0].key)
+    files = render(Plan.of(GRIDS["fig-5.6"], TINY), Store(tmp_path / "runs", tmp_path), tmp_path)
+    assert files[1].suffix == ".png" and files[1].stat().st_size > 10_000
 
 
 def test_a_failed_cell_is_reported_and_does_not_stop_the_others(tmp_path, capsys, monkeypatch, world):

@@ -73,7 +73,7 @@ def top1_figure(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
                          marker=style["marker"], label=f"{name}, thesis")  # fmt: skip
     if plan.grid.numeric:
         values = sorted({float(row["row"]) for row in shown})
-        axes.set_xscale("symlog", linthresh=values[1] if values[0] == 0 else values[0])
+        axes.set_xscale("symlog", linthresh=min((value for value in values if value > 0), default=1.0))
         axes.set_xticks(values, [f"{value:,.0f}" for value in values])
         axes.minorticks_off()
     else:

@@ -225,16 +225,22 @@ def run_all(
         that failed.
     """
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
     process, stop = PartialState(cpu=bool(settings.get("cpu"))), Stop(time_limit)
     notes: list[str] = []
     reached = True
     for number, job in enumerate(jobs, 1):
-        if store.state(job).status == "done":
+        # One process decides for all: their clocks, and what they see of the folders, may differ.
+        what = ["skip" if store.state(job).status == "done" else "stop" if stop() else "run"]
+        broadcast_object_list(what)
+        if what[0] == "stop":
+            return False, notes
+        if what[0] == "skip":
             continue
         process.print(f"[{number}/{len(jobs)}] {job.key}")
-        left = None if time_limit is None else max(1.0, stop.left())
         try:
+            left = None if time_limit is None else max(0.0, stop.left())
             finished = run_job(job, store, data_dir, time_limit=left, **settings)
         except RunInUseError:
             process.print("another process is at it")
