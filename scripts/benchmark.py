@@ -9,7 +9,7 @@ from tcl_zoo.cli import OK, Parser, guarded
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for benchmarks/, which is not part of the package
 
-SUITES = ("loss", "augment", "loop", "probe", "startup", "processes")
+SUITES = ("loss", "augment", "loop", "analysis", "probe", "startup", "processes")
 
 
 def main() -> int:
@@ -31,10 +31,10 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="epoch: with torch.compile")
     args = parser.parse_args()
 
-    from benchmarks import augment, loop, loss, probe, startup
+    from benchmarks import analysis, augment, loop, loss, probe, startup
 
     runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
-    runs["processes"] = loop.processes
+    runs |= {"analysis": analysis.run, "processes": loop.processes}
     for suite in SUITES if "all" in args.suites else args.suites:
         if suite == "epoch":
             loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)

@@ -32,6 +32,8 @@ def main() -> int:
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1, metavar="N", help="ce only")
     parser.add_argument("--log-with", choices=("tensorboard", "trackio", "wandb"), help="a tracker of accelerate's")
     parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the encoder's kernels")
+    parser.add_argument("--log-gradients", type=int, nargs="?", const=50, default=0, metavar="N",
+                        help="write the gradient responses of every N-th step to gradients.jsonl (N: 50)")  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--protocol", default="cached", choices=("cached", "thesis", "none"),
                         help="of the linear probe after training (default: cached)")  # fmt: skip
@@ -47,7 +49,7 @@ def main() -> int:
         chosen, args.data_dir, args.run_dir or Path("runs") / args.name, precision=args.precision,
         time_limit=args.time_limit, download=args.download, workers=args.workers,
         gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=args.log_with, cpu=args.cpu,
-        compile=args.compile,
+        compile=args.compile, log_gradients=args.log_gradients,
     )  # fmt: skip
     main_process = PartialState().is_main_process
     if not result.finished:

@@ -21,3 +21,7 @@ class WeightsError(TclZooError, RuntimeError):
 
 class TrainingError(TclZooError, RuntimeError):
     """A training run that cannot start, go on or be resumed."""
+
+
+class RunInUseError(TrainingError):
+    """A run folder that another training holds."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .batches import Normalise
-from .datasets import load
+from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .features import features, predict
 from .outside import short
@@ -56,6 +56,7 @@ def evaluate_run(
     *,
     protocol: str = "cached",
     device: torch.device | str | None = None,
+    train: Split | FolderSplit | None = None,
 ) -> dict[str, Any]:
     """Fits the linear classifier of a contrastive run (``ce`` has its own) and measures top-1 on the test split.
 
@@ -64,6 +65,7 @@ def evaluate_run(
         data_dir: where the data set is.
         protocol: ``cached`` or ``thesis``; see :func:`tcl_zoo.probe.linear_probe`.
         device: where to compute; a GPU where there is one.
+        train: fit on these images instead of the data set's training split (what a scaled run was trained on).
 
     Returns:
         What ``results.json`` holds: top1 and knn in percent, n, protocol.
@@ -72,7 +74,8 @@ def evaluate_run(
     recipe, model = load_run(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    train, test = (load(recipe.dataset, data_dir, split) for split in ("train", "test"))
+    train = train or load(recipe.dataset, data_dir, "train")
+    test = load(recipe.dataset, data_dir, "test")
     normalise = Normalise(recipe.dataset, device)
     extracted = (features(model, train, normalise, device), features(model, test, normalise, device))
     if recipe.contrastive:

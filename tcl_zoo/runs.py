@@ -20,7 +20,7 @@ from typing import IO, Any
 from safetensors.torch import save_file
 from torch import nn
 
-from .errors import TrainingError
+from .errors import RunInUseError, TrainingError
 from .recipes import Recipe, from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
@@ -134,7 +134,7 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.release()
-            raise TrainingError(f"{self.folder} is in use by another training; wait for it or stop it") from None
+            raise RunInUseError(f"{self.folder} is in use by another training; wait for it or stop it") from None
 
     def release(self) -> None:
         """Lets other trainings in."""

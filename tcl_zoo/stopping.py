@@ -30,6 +30,10 @@ class Stop:
             self.reason = "time limit"
         return bool(self.reason)
 
+    def left(self) -> float:
+        """Seconds to the time limit; infinite without one."""
+        return self._deadline - time.monotonic()
+
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Listens for SIGINT and SIGTERM where this thread may."""

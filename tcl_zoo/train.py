@@ -22,6 +22,7 @@ from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
 from . import __version__
+from .analysis import GradientLog
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .peers import naming_the_lost
@@ -69,6 +70,7 @@ def train(
     cpu: bool = False,
     compile: bool = False,
     split: Split | FolderSplit | None = None,
+    log_gradients: int = 0,
 ) -> TrainResult:
     """Trains a recipe, or goes on where its run folder stands.
 
@@ -85,6 +87,8 @@ def train(
         cpu: stay on the CPU.
         compile: let ``torch.compile`` fuse the encoder's kernels; takes a minute first and needs a C++ compiler.
         split: train on these images instead of the data set's training split (to hold some out).
+        log_gradients: write the gradient responses (:mod:`tcl_zoo.analysis`) of every so many steps to
+            ``gradients.jsonl``; 0: none.
 
     Raises:
         TrainingError: the run cannot start or go on; a loss that is NaN or infinite.
@@ -104,13 +108,19 @@ def train(
     split = split or load(recipe.dataset, data_dir, "train", download=download)
     accelerator = _accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
-    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
+    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile, not log_gradients)
+    if log_gradients:
+        trainer.gradients = GradientLog(
+            run_dir / "gradients.jsonl", trainer.network, trainer.steps_done, log_gradients, accelerator.is_main_process
+        )
     with naming_the_lost():
         with accelerator.main_process_first():
             settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
             run = Run(run_dir, recipe, settings, hold=accelerator.is_main_process)
         try:
             _resume(trainer, run)
+            if trainer.gradients:
+                trainer.gradients.rewind()
             if log_with:
                 accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
@@ -234,6 +244,8 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
 
 def _checkpoint(trainer: Trainer, run: Run) -> None:
     accelerator = trainer.accelerator
+    if trainer.gradients:
+        trainer.gradients.flush()
     if accelerator.num_processes == 1:
         run.save(trainer.epoch, trainer.step_done, trainer.save)
         return

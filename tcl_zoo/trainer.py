@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from .analysis import GradientLog
 from .augment import MultiCrop
 from .batches import Batches
 from .errors import TrainingError
@@ -82,11 +83,16 @@ class Trainer:
         self.seconds = 0.0
         # Losses of the epoch's steps, on the device until somebody looks.
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
+        self.gradients: GradientLog | None = None
+
+    def steps_done(self) -> int:
+        """Steps of all epochs so far."""
+        return self.epoch * self.batches.steps + self.step_done
 
     def step(self, views: Views, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
         network = self.accelerator.unwrap_model(self.network)
-        done, steps = self.epoch * self.batches.steps + self.step_done, self.recipe.epochs * self.batches.steps
+        done, steps = self.steps_done(), self.recipe.epochs * self.batches.steps
         network.objective.progress = done / steps
         loss = self._captured(views, labels) if self._graphs else self.backward(views, labels)
         network.objective.after_backward()

@@ -1,0 +1,208 @@
+"""Every table and figure of the thesis as data: which recipes stand behind it (SPEC section 6).
+
+A :class:`Grid` is a table or figure, a :class:`Cell` one of its entries: a recipe's name and what is set beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..recipes import PROJECTOR_DIMS, VIEWS
+from ..thesis import reported
+
+SUPCON, TCL = "SupCon", "TCL"
+_SERIES = {"ce": "cross-entropy", "supcon": SUPCON, "tcl": TCL}
+TITLES = {
+    "digits": "digits",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "fmnist": "FashionMNIST",
+    "imagenet100": "ImageNet-100",
+}
+ENCODERS = {f"resnet{n}": f"R{n}" for n in (18, 20, 34, 50, 101)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table, or one point or line of a figure.
+
+    Attributes:
+        row: of the table, or the place on the figure's axis.
+        series: column of the table, or line of the figure.
+        name: recipe.
+        settings: ``key=value`` texts that change the recipe.
+        thesis: top-1 in percent as the thesis reports it, or None.
+        against: (row, series) of the cell it is compared with seed by seed, or None.
+    """
+
+    row: str
+    series: str
+    name: str
+    settings: tuple[str, ...] = ()
+    thesis: float | None = None
+    against: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table or figure.
+
+    Attributes:
+        name: as the command takes it.
+        title: what it shows.
+        kind: ``top1`` (a value for each cell, over the rows) or ``gradients`` (curves over the training).
+        axis: what the rows are, with the unit.
+        cells: its entries.
+        expected: what the thesis says of it, in one line.
+        numeric: rows are numbers on a logarithmic axis.
+        seeds: runs of each cell in the thesis.
+        moves: may be asked of another data set, as its cells are the plain recipes of one.
+    """
+
+    name: str
+    title: str
+    kind: str
+    axis: str
+    cells: tuple[Cell, ...]
+    expected: str
+    numeric: bool = False
+    seeds: int = 1
+    moves: bool = False
+
+
+def _cell(name: str, row: str) -> Cell:
+    found, objective = reported(name), name.split("_")[0]
+    against = (row, SUPCON) if objective == "tcl" else None
+    return Cell(row, _SERIES[objective], name, (), found[0] if found else None, against)
+
+
+def _pairs(rows: Iterable[tuple[str, str]], objectives: tuple[str, ...] = ("supcon", "tcl")) -> tuple[Cell, ...]:
+    """Cells of recipes ``<objective>_<rest>``: (row, rest) for every row and objective."""
+    return tuple(_cell(f"{objective}_{rest}", row) for row, rest in rows for objective in objectives)
+
+
+_DATASETS = ("resnet50_cifar10", "resnet50_cifar100", "resnet50_fmnist", "resnet18_imagenet100")
+
+
+def _row(rest: str) -> str:
+    encoder, dataset = rest.split("_")
+    return f"{TITLES[dataset]} ({ENCODERS[encoder]})"
+
+
+_128 = "resnet50_cifar100.v128"
+K1 = (0, 10, 100, 1000, 5000, 50_000)
+K2 = (1, 3.25)
+_SECTION_54: dict[tuple[float, float], float] = {(50_000, 1): 71.8, (50_000, 3.25): 76.2}
+
+
+def _loss(k1: float, k2: float, against: tuple[float, float] | None = (0, 1)) -> Cell:
+    """TCL at k1 and k2 as a line of a figure; SupCon, which is (0, 1), under its own name."""
+    supcon, plain = (k1, k2) == (0, 1), (k1, k2) == (5000, 1)
+    settings = () if supcon or plain else (f"k1={k1:g}", f"k2={k2:g}")
+    cell = _cell(f"supcon_{_128}" if supcon else f"tcl_{_128}", "")
+    thesis = _SECTION_54.get((k1, k2)) if settings else cell.thesis
+    other = ("", _line(*against)) if against and against != (k1, k2) else None
+    return dataclasses.replace(cell, series=_line(k1, k2), settings=settings, thesis=thesis, against=other)
+
+
+def _line(k1: float, k2: float) -> str:
+    return SUPCON if (k1, k2) == (0, 1) else f"k1 = {k1:g}, k2 = {k2:g}"
+
+
+def _sweep() -> tuple[Cell, ...]:
+    cells = []
+    for k2 in K2:
+        for k1 in K1:
+            against = ("0", "k2 = 1") if (k1, k2) != (0, 1) else None
+            cells.append(dataclasses.replace(_loss(k1, k2), row=f"{k1:g}", series=f"k2 = {k2:g}", against=against))
+    return tuple(cells)
+
+
+# Table 5.2: projector size, then top-1 on CIFAR-10, CIFAR-100 and ImageNet-100 (ResNet-18, no labels in training).
+_SELF_SUPERVISED = {
+    "byol": ("BYOL", 4096, (92.6, 70.2, 80.1)),
+    "dino": ("DINO", 256, (89.2, 66.4, 74.8)),
+    "simsiam": ("SimSiam", 2048, (90.5, 65.9, 77.0)),
+    "moco": ("MoCo v2", 256, (92.9, 69.5, 78.2)),
+    "ressl": ("ReSSL", 256, (90.6, 65.8, 76.6)),
+    "vicreg": ("VICReg", 2048, (90.1, 68.5, 79.2)),
+    "swav": ("SwAV", 256, (89.2, 64.7, 74.3)),
+    "wmse": ("W-MSE", 256, (88.2, 61.3, 69.1)),
+    "arb": ("ARB", 256, (91.8, 68.2, 74.9)),
+    "arb.p2048": ("ARB", 2048, (92.2, 69.6, 79.5)),
+    "barlow": ("Barlow Twins", 256, (87.4, 57.9, 67.2)),
+    "barlow.p2048": ("Barlow Twins", 2048, (89.6, 69.2, 78.6)),
+    "simclr": ("SimCLR", 256, (90.7, 65.5, 77.5)),
+    "tcl_ssl": ("TCL", 256, (91.8, 67.2, 78.4)),
+    "tcl": ("supervised TCL", 128, (95.8, 77.5, 86.7)),
+}
+
+
+def _table_52() -> tuple[Cell, ...]:
+    cells = []
+    for key, (title, size, figures) in _SELF_SUPERVISED.items():
+        objective, dot, variant = key.partition(".")
+        for dataset, thesis in zip(("cifar10", "cifar100", "imagenet100"), figures, strict=True):
+            name = f"{objective}_resnet18_{dataset}{dot}{variant}"
+            cells.append(Cell(f"{title}, {size}", TITLES[dataset], name, (), thesis))
+    return tuple(cells)
+
+
+_FIG_51 = [(ENCODERS[e], f"{e}_cifar100") for e in ("resnet18", "resnet34")]
+_FIG_51 += [("R50", _128), ("R101", "resnet101_cifar100"), ("ImageNet-100, R34", "resnet34_imagenet100")]
+_ABOVE = "TCL is above SupCon everywhere"
+
+GRIDS: dict[str, Grid] = {
+    grid.name: grid
+    for grid in (
+        Grid(
+            "table-5.1", "Cross-entropy, SupCon and TCL, 150 epochs in all", "top1", "data set (encoder)",
+            _pairs([(_row(rest), rest) for rest in _DATASETS], ("ce", "supcon", "tcl")),
+            "TCL is above SupCon, SupCon above cross-entropy",
+        ),
+        Grid(
+            "table-a1", "SupCon and TCL, 250 epochs in all", "top1", "data set (encoder)",
+            _pairs([(_row(rest), f"{rest}.e250") for rest in _DATASETS]), _ABOVE,
+        ),
+        Grid("fig-5.1", "Encoders on CIFAR-100, 128 views", "top1", "encoder", _pairs(_FIG_51), _ABOVE),
+        Grid(
+            "fig-5.2", "Batch sizes on CIFAR-100", "top1", "batch size (views)",
+            _pairs((f"{n}", f"resnet50_cifar100.v{n}") for n in VIEWS), _ABOVE, numeric=True,
+        ),
+        Grid(
+            "fig-5.3", "Projector sizes on CIFAR-100", "top1", "projector output (dimensions)",
+            _pairs((f"{n}", f"resnet50_cifar100.p{n}") for n in PROJECTOR_DIMS),
+            f"{_ABOVE}, at 2048 dimensions by 1.2 points", numeric=True,
+        ),
+        Grid(
+            "fig-5.4", "Augmentations on CIFAR-100", "top1", "augmentation",
+            _pairs([("AutoAugment, 150 epochs", _128), ("SimAugment, 250 epochs", "resnet50_cifar100.simaug")]), _ABOVE,
+        ),
+        Grid(
+            "fig-5.5", "Gradient responses of SupCon and TCL on CIFAR-100", "gradients", "optimisation step",
+            (_loss(0, 1), _loss(5000, 1)),
+            "TCL's positives pull harder than SupCon's", moves=True,
+        ),
+        Grid(
+            "fig-5.6", "Top-1 against k1 on CIFAR-100", "top1", "k1 (0: no hard-positive term)", _sweep(),
+            "a peak at k1 of 1,000 to 10,000, then a fall, which a larger k2 undoes", numeric=True, moves=True,
+        ),
+        Grid(
+            "fig-5.7", "Gradient responses at several k1, k2 = 1, on CIFAR-100", "gradients", "optimisation step",
+            tuple(_loss(k1, 1) for k1 in K1), "the positives' response grows with k1", moves=True,
+        ),
+        Grid(
+            "fig-5.8", "Gradient responses at two k2 on CIFAR-100", "gradients", "optimisation step",
+            tuple(_loss(k1, k2, (k1, 1)) for k1 in (5000, 50_000) for k2 in K2),
+            "the negatives' response grows with k2", moves=True,
+        ),
+        Grid(
+            "ci", "SupCon and TCL on CIFAR-100 over many seeds", "top1", "data set (encoder)",
+            _pairs([("CIFAR-100 (R50)", _128)]), "TCL above SupCon by 0.93, intervals apart", seeds=30, moves=True,
+        ),
+        Grid("table-5.2", "Self-supervised methods, ResNet-18", "top1", "method, projector output", _table_52(),
+             "TCL is above SimCLR"),
+    )
+}  # fmt: skip

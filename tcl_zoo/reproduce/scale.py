@@ -1,0 +1,143 @@
+"""A table or figure at a smaller scale: fewer epochs, fewer images, another encoder or data set."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import RecipeError
+from ..recipes import DATA, Recipe, override, recipe
+from ..splits import FolderSplit, Split
+from .grids import ENCODERS, GRIDS, TITLES, Cell, Grid
+
+# A scaled run keeps at least so many epochs, each of fewer images: the cosine schedule needs a few steps.
+# Cross-entropy has half as many again, as in the recipes; so all objectives see the same images.
+MIN_EPOCHS = 6
+# Training images of each data set (imagenet100: of the usual 100 classes).
+IMAGES = {"digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "fmnist": 60_000, "imagenet100": 126_689}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What makes a grid smaller than the thesis's; the default is the thesis's own.
+
+    Attributes:
+        factor: share of the recipe's steps: first fewer epochs, down to ``MIN_EPOCHS``, then fewer training images,
+            as many of each class.
+        encoder: takes the place of every encoder, or "".
+        dataset: takes the place of the data set, or "" (grids with ``moves`` only).
+    """
+
+    factor: float = 1.0
+    encoder: str = ""
+    dataset: str = ""
+
+    @property
+    def label(self) -> str:
+        """For file names: ``""`` at full scale, else for example ``resnet20-x0.01``."""
+        return "-".join(filter(None, (self.dataset, self.encoder, f"x{self.factor:g}" if self.factor != 1 else "")))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cell trains at a scale.
+
+    Attributes:
+        recipe: with its seed.
+        images: training images that are used, or None for all.
+    """
+
+    recipe: Recipe
+    images: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the run folder: the recipe's, and what differs from it."""
+        own = self.recipe.to_dict()
+        plain = recipe(self.recipe.name).to_dict()
+        parts = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                 for key, value in own.items() if value != plain[key]]  # fmt: skip
+        parts += [f"images={self.images}"] if self.images else []
+        return "-".join([self.recipe.name, *parts])
+
+    @property
+    def used(self) -> int:
+        """Training images."""
+        return self.images or IMAGES[self.recipe.dataset]
+
+    @property
+    def views(self) -> int:
+        """Views of the whole training."""
+        return self.recipe.epochs * (self.used // self.recipe.batch_images) * self.recipe.batch_views
+
+
+def scaled(cell: Cell, scale: Scale, seed: int = 0) -> Job:
+    """What a cell trains.
+
+    Raises:
+        RecipeError: a name that no recipe has (yet), or a setting that is out of range.
+    """
+    base = recipe(cell.name)
+    if scale.dataset:
+        base = recipe(f"{base.objective}_{scale.encoder or base.encoder}_{scale.dataset}")
+    elif scale.encoder and scale.encoder != base.encoder:
+        # The cell's own values, as they are what the figure varies, on another encoder.
+        name = f"{base.objective}_{scale.encoder}_{base.dataset}"
+        recipe(name)
+        base = dataclasses.replace(base, name=name, encoder=scale.encoder, variant="")
+    base = dataclasses.replace(override(base, cell.settings), seed=seed)
+    if scale.factor == 1:
+        return Job(base)
+    least = MIN_EPOCHS if base.contrastive else MIN_EPOCHS * 3 // 2
+    wanted, kept = base.epochs * scale.factor, min(base.epochs, least)
+    if wanted >= kept:
+        return Job(dataclasses.replace(base, epochs=round(wanted)))
+    classes = DATA[base.dataset].num_classes
+    images = max(1, round(IMAGES[base.dataset] * wanted / kept / classes)) * classes
+    return Job(dataclasses.replace(base, epochs=kept), images)
+
+
+def moved(grid: Grid, scale: Scale) -> Grid:
+    """The grid with the rows and title of a scale that replaces data set or encoder.
+
+    Raises:
+        RecipeError: the grid compares what is to be replaced.
+    """
+    if scale.dataset and not grid.moves:
+        names = [name for name, other in GRIDS.items() if other.moves]
+        raise RecipeError(f"{grid.name} stays with its data sets; --dataset is for {', '.join(names)}")
+
+    def rename(text: str) -> str:
+        for encoder, short in ENCODERS.items():
+            if scale.encoder and encoder != scale.encoder and (text.endswith((short, f"({short})"))):
+                text = text.replace(short, ENCODERS[scale.encoder])
+        return text.replace(TITLES["cifar100"], TITLES[scale.dataset]) if scale.dataset else text
+
+    cells: dict[tuple[str, str], Cell] = {}
+    for cell in grid.cells:
+        against = (rename(cell.against[0]), cell.against[1]) if cell.against else None
+        thesis = None if scale.dataset else cell.thesis
+        place = (rename(cell.row), cell.series)
+        # Rows that differed by the encoder alone are one now.
+        cells.setdefault(place, dataclasses.replace(cell, row=place[0], against=against, thesis=thesis))
+    return dataclasses.replace(grid, title=rename(grid.title), cells=tuple(cells.values()))
+
+
+def subset(split: Split | FolderSplit, n: int) -> Split | FolderSplit:
+    """``n`` images, as many of each class, the same for every run; in the order of ``split``."""
+    from sklearn.model_selection import train_test_split
+
+    if n >= len(split):
+        return split
+    labels = split.labels.cpu()
+    chosen = train_test_split(np.arange(len(split)), train_size=n, stratify=labels.numpy(), random_state=0)[0]
+    index = torch.from_numpy(np.sort(chosen))
+    if isinstance(split, Split):
+        return Split(split.images[index], split.labels[index], split.classes)
+    small = copy.copy(split)
+    small.files, small.labels = [split.files[i] for i in index], labels[index]
+    return small

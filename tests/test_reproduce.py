@@ -1,0 +1,348 @@
+"""Tables and figures of the thesis: the grids, tiny runs of them on digits, and what is written of them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fcntl
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from tcl_zoo.errors import RecipeError, TrainingError
+from tcl_zoo.recipes import recipe
+from tcl_zoo.reproduce.grids import GRIDS
+from tcl_zoo.reproduce.overview import write_overview
+from tcl_zoo.reproduce.plan import Plan, duration
+from tcl_zoo.reproduce.results import interval, render, verdict
+from tcl_zoo.reproduce.runner import Store, checked_shard, rates, run_all, seconds_left, shard
+from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, moved, scaled, subset
+
+ROOT = Path(__file__).resolve().parent.parent
+SUPERVISED = [name for name in GRIDS if name != "table-5.2"]
+TINY = Scale(0.02, "resnet20", "digits")
+ARGUMENTS = ["--scale", "0.02", "--encoder", "resnet20", "--dataset", "digits", "--cpu"]
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command(capsys, monkeypatch, *arguments):
+    """Exit code, stdout and stderr of scripts/reproduce.py, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import reproduce
+
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, arguments)])
+    from tcl_zoo.cli import guarded
+
+    try:
+        code = guarded(reproduce.main)
+    except SystemExit as stop:
+        code = stop.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two seeds of figure 5.5 on digits, six epochs of a few hundred images."""
+    root = tmp_path_factory.mktemp("reproduce")
+    store, plan = Store(root / "runs", root / "cards"), Plan.of(GRIDS["fig-5.5"], TINY, 2)
+    assert run_all(plan.jobs(), store, None, cpu=True) == (True, [])
+    return root, store, plan
+
+
+# Figures of the thesis, typed from its tables.
+THESIS = {
+    ("table-5.1", "CIFAR-100 (R50)"): [75.3, 79.1, 79.8],
+    ("table-5.1", "ImageNet-100 (R18)"): [84.2, 85.9, 86.7],
+    ("table-a1", "FashionMNIST (R50)"): [95.5, 95.7],
+    ("fig-5.1", "ImageNet-100, R34"): [86.5, 87.2],
+    ("fig-5.6", "50000"): [71.8, 76.2],
+    ("ci", "CIFAR-100 (R50)"): [74.79, 75.72],
+    ("table-5.2", "Barlow Twins, 2048"): [89.6, 69.2, 78.6],
+    ("table-5.2", "TCL, 256"): [91.8, 67.2, 78.4],
+}
+
+
+@pytest.mark.parametrize(("place", "figures"), THESIS.items())
+def test_the_thesis_figures_stand_beside_ours(place, figures):
+    assert [cell.thesis for cell in GRIDS[place[0]].cells if cell.row == place[1]] == figures
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_every_supervised_cell_has_a_recipe_of_the_thesis(name):
+    for cell in GRIDS[name].cells:
+        job = scaled(cell, Scale())
+        assert job.images is None and job.recipe.seed == 0
+        assert job.recipe.name == cell.name and (cell.settings or job.recipe == recipe(cell.name))
+
+
+def test_what_the_figures_vary():
+    def values(name, field, series="TCL"):
+        return [getattr(scaled(c, Scale()).recipe, field) for c in GRIDS[name].cells if c.series == series]
+
+    assert values("fig-5.2", "batch_views") == [32, 64, 128, 256, 512, 1024]
+    assert values("fig-5.3", "projector_dim") == [64, 128, 256, 512, 1024, 2048]
+    assert values("fig-5.6", "k1", "k2 = 3.25") == [0, 10, 100, 1000, 5000, 50000]
+    assert set(values("fig-5.6", "k2", "k2 = 1")) == {1.0} and set(values("fig-5.6", "k2", "k2 = 3.25")) == {3.25}
+    assert values("fig-5.4", "epochs") == [100, 200] and values("table-a1", "epochs") == [200] * 4
+    assert {job.recipe.batch_views for job in Plan.of(GRIDS["ci"], Scale()).jobs()} == {128}
+    assert len(Plan.of(GRIDS["ci"], Scale()).jobs()) == 60
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_what_a_cell_is_compared_with_exists_at_every_scale(name):
+    for scale in (Scale(), Scale(0.1, "resnet20"), *([TINY] if GRIDS[name].moves else [])):
+        grid = moved(GRIDS[name], scale)
+        places = {(cell.row, cell.series) for cell in grid.cells}
+        assert len(places) == len(grid.cells)
+        assert all(cell.against in places for cell in grid.cells if cell.against)
+
+
+def test_self_supervised_cells_without_a_recipe_are_reported(tmp_path):
+    plan = Plan.of(GRIDS["table-5.2"], Scale())
+    missing = [entry for entry in plan.entries if entry.job is None]
+    assert len(plan.entries) == 45
+    assert all("not available yet" in entry.why for entry in missing)
+    assert [e.cell.thesis for e in plan.entries if e.job and e.cell.row.startswith("supervised")] == [95.8, 77.5, 86.7]
+    assert plan.listing(Store(tmp_path, tmp_path), plan.jobs()).count("not available yet") == len(missing)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.1, 0.03, 0.002])
+@pytest.mark.parametrize("name", ["table-5.1", "table-a1", "fig-5.4"])
+def test_scale_is_the_share_of_the_steps(name, factor):
+    for cell in GRIDS[name].cells:
+        whole, part = scaled(cell, Scale()), scaled(cell, Scale(factor))
+        share = part.recipe.epochs * part.used / (whole.recipe.epochs * whole.used)
+        assert share == pytest.approx(factor, rel=0.03)
+        assert part.images is None or part.recipe.epochs == (MIN_EPOCHS if part.recipe.contrastive else 9)
+        same = ("epochs", "name")
+        changed = {k for k, v in part.recipe.to_dict().items() if whole.recipe.to_dict()[k] != v}
+        assert changed <= set(same)
+
+
+def test_another_encoder_keeps_what_the_figure_varies():
+    jobs = Plan.of(GRIDS["fig-5.3"], Scale(0.1, "resnet20")).jobs()
+    assert {job.recipe.architecture for job in jobs} == {"resnet20_cifar"}
+    assert [job.recipe.projector_dim for job in jobs] == [n for n in (64, 128, 256, 512, 1024, 2048) for _ in range(2)]
+    assert len({job.key for job in jobs}) == 12
+    assert {cell.row for cell in moved(GRIDS["ci"], Scale(0.1, "resnet20")).cells} == {"CIFAR-100 (R20)"}
+    assert [cell.row for cell in moved(GRIDS["fig-5.1"], Scale(0.1, "resnet20")).cells[:2]] == ["R20", "R20"]
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1.5, float("nan")])
+def test_scales_out_of_range_are_refused(factor):
+    with pytest.raises(RecipeError, match="--scale"):
+        Plan.of(GRIDS["ci"], Scale(factor))
+
+
+def test_a_table_of_data_sets_keeps_them():
+    with pytest.raises(RecipeError, match="stays with its data sets"):
+        Plan.of(GRIDS["table-5.1"], TINY)
+
+
+def test_subsets_are_balanced_and_always_the_same(digits):
+    small = subset(digits, 100)
+    assert len(small) == 100 and len(small.images) == 100
+    counts, whole = torch.bincount(small.labels), torch.bincount(digits.labels)
+    assert (counts - 100 * whole / len(digits)).abs().max() <= 1
+    again = subset(digits, 100)
+    assert torch.equal(small.images, again.images) and torch.equal(small.labels, again.labels)
+    assert subset(digits, 10_000) is digits
+
+
+def test_intervals_are_scipys():
+    values = [74.2, 75.1, 74.9, 75.6, 73.8]
+    mean, half = interval(values)
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert interval([3.0]) == (3.0, None)
+    assert [verdict(1.0, 0.5, 3), verdict(-1.0, 0.5, 3)] == ["above", "below"]
+    assert "no difference" in verdict(0.4, 0.5, 3) and "no interval" in verdict(0.4, None, 1)
+
+
+def test_shards_share_the_work_out():
+    jobs = Plan.of(GRIDS["fig-5.6"], Scale(), 2).jobs()
+    parts = [shard(jobs + jobs, i, 5) for i in range(1, 6)]
+    assert sorted(job.key for part in parts for job in part) == sorted(job.key for job in jobs)
+    assert checked_shard("2/3") == (2, 3)
+    for text in ("0/3", "4/3", "2", "a/b", "-1/2", "1/"):
+        with pytest.raises(TrainingError, match="i/n"):
+            checked_shard(text)
+
+
+def test_a_figure_on_digits_from_end_to_end(world, tmp_path, capsys, monkeypatch):
+    root, store, plan = world
+    arguments = ["fig-5.5", *ARGUMENTS, "--seeds", 2, "--runs-dir", store.runs, "--results-dir", tmp_path]
+    weights = [store.folder(job) / "encoder.safetensors" for job in plan.jobs()]
+    before = [file.stat().st_mtime_ns for file in weights]
+    code, _, err = command(capsys, monkeypatch, *arguments, "--cards-dir", root / "cards")
+    assert code == 0, err
+    assert [file.stat().st_mtime_ns for file in weights] == before  # what is done is not done again
+    table = rows(tmp_path / f"{plan.stem}.csv")
+    for row, objective in zip(table, ("supcon", "tcl"), strict=True):
+        measured, responses = [], []
+        for seed in range(2):
+            (folder,) = store.runs.glob(f"{objective}_*{'seed=1' if seed else 'epochs=6-images'}*")
+            measured.append(json.loads((folder / "results.json").read_text())["top1"])
+            lines = map(json.loads, (folder / "gradients.jsonl").read_text().splitlines())
+            responses.append(np.mean([line["positives"] for line in lines]))
+        assert float(row["ours"]) == pytest.approx(np.mean(measured), rel=1e-5)
+        assert float(row["positives"]) == pytest.approx(np.mean(responses), rel=1e-5)
+        assert (row["n"], row["status"], row["test_images"], row["epochs"]) == ("2", "done", "360", "6")
+        assert (row["thesis"], row["scale"]) == ("", "digits-resnet20-x0.02")
+    pair = {row["measure"]: row for row in rows(tmp_path / f"{plan.stem}.pairs.csv")}
+    a, b = ([float(part.split(":")[1]) for part in row["top1_by_seed"].split()] for row in table)
+    expected = scipy.stats.ttest_rel(b, a).confidence_interval(0.95)
+    middle, half = float(pair["top1"]["difference"]), float(pair["top1"]["ci95"])
+    assert (middle - half, middle + half) == pytest.approx(tuple(expected), abs=1e-3)
+    curve = rows(tmp_path / f"{plan.stem}.curves.csv")
+    assert {row["series"] for row in curve} == {"SupCon", "k1 = 5000, k2 = 1"}
+    assert [int(row["step"]) for row in curve[:3]] == [0, 1, 2]
+    page = (tmp_path / f"{plan.stem}.md").read_text()
+    assert (
+        "SCALED: 0.02 of the training steps, resnet20 on digits, 6 epochs of" in page and f"({plan.stem}.png)" in page
+    )
+    assert (tmp_path / f"{plan.stem}.png").stat().st_size > 10_000
+
+
+def test_the_first_step_of_supcon_and_tcl_differs_by_the_loss_alone(world):
+    """The same seed: the same weights and views. TCL's positives pull harder there (Theorem 1 holds for hard ones)."""
+    _, store, plan = world
+    first = {}
+    for job in plan.jobs()[:2]:
+        line = (store.folder(job) / "gradients.jsonl").read_text().splitlines()[0]
+        first[job.recipe.objective] = json.loads(line)
+    assert first["tcl"]["positives"] > first["supcon"]["positives"]
+
+
+def test_top1_figures_are_drawn_too(world, tmp_path, capsys, monkeypatch):
+    _, store, _ = world
+    for name in ("ci", "fig-5.6"):
+        arguments = [name, *ARGUMENTS, "--seeds", 2, "--runs-dir", store.runs, "--results-dir", tmp_path, "--render"]
+        assert command(capsys, monkeypatch, *arguments)[0] == 0
+        assert (tmp_path / f"{name}_digits-resnet20-x0.02.png").stat().st_size > 10_000
+    done = [row for row in rows(tmp_path / "fig-5.6_digits-resnet20-x0.02.csv") if row["status"] == "done"]
+    assert [(row["row"], row["series"]) for row in done] == [("0", "k2 = 1"), ("5000", "k2 = 1")]
+
+
+def test_a_figure_of_a_single_point_is_drawn(world, tmp_path):
+    """What there is after the first run of a sweep: its only place on the axis is 0."""
+    _, store, plan = world
+    shutil.copytree(store.folder(plan.jobs()[0]), tmp_path / "runs" / plan.jobs()[0].key)
+    files = render(Plan.of(GRIDS["fig-5.6"], TINY), Store(tmp_path / "runs", tmp_path), tmp_path)
+    assert files[1].suffix == ".png" and files[1].stat().st_size > 10_000
+
+
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(tmp_path, capsys, monkeypatch, world):
+    _, store, plan = world
+    runs = tmp_path / "runs"
+    shutil.copytree(store.runs, runs)
+    ours = Store(runs, tmp_path)
+    broken = Job(recipe("tcl_resnet20_cifar10"))
+    (tmp_path / "empty").mkdir()
+    shutil.rmtree(ours.folder(plan.jobs()[0]))
+    reached, notes = run_all([broken, plan.jobs()[0]], ours, str(tmp_path / "empty"), cpu=True)
+    assert reached and len(notes) == 1 and "cifar10 not found" in notes[0]
+    assert ours.state(plan.jobs()[0]).status == "done"
+    assert ours.state(broken).status == "failed" and "cifar10 not found" in ours.state(broken).message
+    arguments = ["ci", "--data-dir", tmp_path / "empty", "--scale", "0.001", "--encoder", "resnet20", "--seeds", 1]
+    arguments += ["--runs-dir", runs, "--results-dir", tmp_path / "results", "--cpu"]
+    code, _, err = command(capsys, monkeypatch, *arguments)
+    assert code == 1 and err.count("not done: ") == 2
+    table = rows(tmp_path / "results" / "ci_resnet20-x0.001.csv")
+    assert all("1 failed: cifar100 not found" in row["status"] for row in table)
+    assert "1 failed: cifar100 not found" in (tmp_path / "results" / "ci_resnet20-x0.001.md").read_text()
+    ours.failed(broken, None)
+    assert ours.state(broken).status == "to do"
+
+
+def test_a_stopped_run_goes_on_and_the_list_says_how_far_it_is(tmp_path, world):
+    _, _, plan = world
+    store, job = Store(tmp_path / "runs", tmp_path / "cards"), plan.jobs()[0]
+    assert run_all([job], store, None, time_limit=0.0, cpu=True) == (False, [])
+    assert store.state(job).status != "done"
+    assert run_all([job], store, None, cpu=True) == (True, [])
+    line = plan.listing(store, plan.jobs()).splitlines()
+    assert "1 of 4 runs done" in line[-1] and "SupCon, seed 0" in line[1] and " % " in line[1]
+    assert "unknown pace" not in line[-1]  # the others are like the one that is done
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, world, capsys):
+    _, original, plan = world
+    shutil.copytree(original.runs, tmp_path / "runs")
+    store, job = Store(tmp_path / "runs", tmp_path), plan.jobs()[0]
+    (store.folder(job) / "results.json").unlink()
+    with (store.folder(job) / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run_all(plan.jobs(), store, None, cpu=True) == (False, [])
+        assert "another process" in capsys.readouterr().out
+    assert run_all(plan.jobs(), store, None, cpu=True) == (True, [])
+
+
+def test_the_estimate_comes_from_the_first_epochs(tmp_path):
+    store, plan = Store(tmp_path, tmp_path), Plan.of(GRIDS["ci"], Scale(0.1, "resnet20"), 1)
+    ours, other = plan.jobs()
+    assert seconds_left(ours, store.state(ours), rates(store)) is None
+    store.folder(ours).mkdir()
+    (store.folder(ours) / "recipe.json").write_text(json.dumps({"recipe": ours.recipe.to_dict(), "settings": {}}))
+    line = {"epoch": 1, "seconds": 50.0, "views": ours.views // 5}
+    (store.folder(ours) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert seconds_left(ours, store.state(ours), rates(store)) == pytest.approx(200, rel=1e-3)
+    assert seconds_left(other, store.state(other), rates(store)) == pytest.approx(250, rel=1e-3)
+    slower = dataclasses.replace(other, recipe=recipe("tcl_resnet50_cifar100"))
+    assert seconds_left(slower, store.state(slower), rates(store)) is None
+    assert "20 %" in plan.listing(store, plan.jobs()) or "19 %" in plan.listing(store, plan.jobs())
+
+
+def test_a_released_model_counts_as_its_run(tmp_path):
+    store, job = Store(tmp_path, ROOT / "model_cards"), Job(recipe("tcl_resnet20_digits"))
+    card = json.loads((ROOT / "model_cards/tcl_resnet20_digits/config.json").read_text())["tcl_zoo"]
+    state = store.state(job)
+    assert (state.status, state.top1, state.n) == ("done", card["results"]["top1"], card["results"]["n"])
+    for other in (dataclasses.replace(job.recipe, seed=1), dataclasses.replace(job.recipe, k1=10.0)):
+        assert store.state(Job(other)).status == "to do"
+    assert store.state(Job(job.recipe, 100)).status == "to do"
+
+
+def test_the_overview_has_everything(world, tmp_path, capsys, monkeypatch):
+    _, store, plan = world
+    results = tmp_path / "results"
+    arguments = ["fig-5.5", *ARGUMENTS, "--seeds", 2, "--runs-dir", store.runs, "--results-dir", results, "--render"]
+    assert command(capsys, monkeypatch, *arguments)[0] == 0
+    text = write_overview(results, ROOT / "model_cards", tmp_path / "RESULTS.md").read_text()
+    assert all(f"\n## {name}\n" in text for name in GRIDS)
+    assert f"](results/{plan.stem}.png)" in text and (results / f"{plan.stem}.png").is_file()
+    assert "| [tcl_resnet20_digits](model_cards/tcl_resnet20_digits/README.md) | - | 100.00 |" in text
+    assert "tcl_resnet50_cifar100 | 79.8 | Table 5.1 | 10 M views of ResNet-50" in text
+    assert "digits-resnet20-x0.02: 2 of 2 cells" in text
+    assert text.count("not run yet") >= len(GRIDS) - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fig-9"], "invalid choice"),
+        (["ci", "--scale", "2"], "--scale"),
+        (["ci", "--shard", "3/2"], "--shard"),
+        (["ci", "--seeds", "0"], "--seeds"),
+        (["ci", "--list", "--render"], "--list"),
+        (["table-5.1", "--dataset", "digits"], "stays with its data sets"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
+    code, _, err = command(capsys, monkeypatch, *arguments)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_durations():
+    assert [duration(s) for s in (40, 300, 20_000, 300_000)] == ["40 s", "5 min", "5.6 h", "3.5 days"]
