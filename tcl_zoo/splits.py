@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import DataError
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+from .images import SUFFIXES, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +112,9 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
 
     def image(self, index: int) -> Any:
         """The decoded PIL image, RGB or grey."""
-        from PIL import Image
-
         path = self.folder / self.files[index]
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB" if self.channels == 3 else "L")
+            return read(path, "RGB" if self.channels == 3 else "L")
         except Exception as error:  # a damaged file raises whatever its first bad byte meets
             raise DataError(f"{path} does not decode: {why(error)}; replace it") from error
 
@@ -188,9 +184,9 @@ def subfolders(folder: Path) -> list[str]:
 
 def _image_files(folder: Path) -> list[str]:
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    found = [n for n in names if n.lower().endswith(_SUFFIXES) and n[0] != "."]
+    found = [n for n in names if n.lower().endswith(SUFFIXES) and n[0] != "."]
     if not found:
-        raise DataError(f"class folder {folder} has no images ({' '.join(_SUFFIXES)}); fill it")
+        raise DataError(f"class folder {folder} has no images ({' '.join(SUFFIXES)}); fill it")
     return found
 
 
