@@ -1,6 +1,6 @@
 """Files of embeddings, written and read some megabytes at a time.
 
-``.npz`` (not compressed; numpy reads it): ``embeddings`` float32 [N, d], ``paths`` [N] and ``meta``, JSON. ``.parquet``:
+``.npz`` (not compressed; numpy reads it): ``embeddings`` float32 [N, d], ``paths`` [N], ``meta`` (JSON). ``.parquet``:
 columns ``path`` and ``embedding`` (lists of d floats), ``meta`` in the schema under ``tcl_zoo``.
 """
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from . import index
 from .embeddings import batched
 from .errors import DataError, WeightsError
 from .features import frozen, pooled
@@ -135,9 +136,11 @@ def pipeline(
     from torchvision.transforms import v2
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if weights_dir or name.startswith(SOURCES) or not timm.is_model(name.partition(".")[0]):
-        model = create_model(name, pretrained=pretrained, weights_dir=weights_dir)
-        transform = create_transform(name, weights_dir=weights_dir)
+    architecture, _, tag = name.partition(".")
+    ours = index.name_of(architecture, tag) or name  # "resnet20_cifar.tcl_digits" is timm's word for one of ours
+    if ours != name or weights_dir or name.startswith(SOURCES) or not timm.is_model(architecture):
+        model = create_model(ours, pretrained=pretrained, weights_dir=weights_dir)
+        transform = create_transform(ours, weights_dir=weights_dir)
     else:
         try:
             model = timm.create_model(name, pretrained=pretrained)
