@@ -16,8 +16,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .models import create_model, create_transform, list_models, model_info
+    from .pipeline import predict
 
 _LAZY = {name: "models" for name in ("create_model", "create_transform", "list_models", "model_info")}
+_LAZY |= {"predict": "pipeline"}
 
 __all__ = [
     "Recipe",
@@ -26,6 +28,7 @@ __all__ = [
     "create_transform",
     "list_models",
     "model_info",
+    "predict",
     "recipe",
 ]
 

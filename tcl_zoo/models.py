@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import index
 from .errors import WeightsError
+from .images import convert
 from .recipes import DATA, names, recipe
 from .thesis import reported
 from .weights import SOURCES, locate, read_config, read_weights, release_folder
@@ -131,7 +133,7 @@ def create_model(
 
 
 def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = None) -> Any:
-    """PIL image to model input [C, S, S] float32, as the model is evaluated.
+    """PIL image of any mode to model input [C, S, S] float32, as the model is evaluated.
 
     Args:
         name: any recipe name, released or not; or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
@@ -153,8 +155,7 @@ def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = Non
         size, is_training=False, interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"],
         crop_pct=cfg.get("crop_pct", 1.0),
     )  # fmt: skip
-    mode = "L" if size[0] == 1 else "RGB"
-    return v2.Compose([v2.Lambda(lambda image: image.convert(mode)), transform])
+    return v2.Compose([v2.Lambda(functools.partial(convert, mode="L" if size[0] == 1 else "RGB")), transform])
 
 
 def pretrained_cfg(dataset: str) -> dict[str, Any]:

@@ -17,11 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import DataError
-
-# What an image file may be, whatever its name says: Pillow's other readers start programs (EPS) or are hardly used.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "PPM", "TIFF")
-_MAX_PIXELS = 90_000_000  # of a decoded image; ImageNet's largest has 25 million
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+from .images import SUFFIXES, WrongSizeError, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,18 +113,10 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
 
     def image(self, index: int, side: int | None = None) -> Any:
         """The decoded PIL image, RGB or grey; with ``side`` a ``DataError`` where it is not side x side pixels."""
-        from PIL import Image
-
         path = self.folder / self.files[index]
         try:
-            with Image.open(path, formats=_FORMATS) as image:
-                if side and image.size != (side, side):
-                    found = f"{image.width} x {image.height} pixels, not {side} x {side}"
-                    raise DataError(f"{path} has {found}; resize it")
-                if image.width * image.height > _MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
-                return image.convert("RGB" if self.channels == 3 else "L")
-        except DataError:
+            return read(path, "RGB" if self.channels == 3 else "L", side)
+        except WrongSizeError:
             raise
         except Exception as error:  # a damaged file raises whatever its first bad byte meets
             raise DataError(f"{path} does not decode: {why(error)}; replace it") from error
@@ -196,10 +184,10 @@ def subfolders(folder: Path) -> list[str]:
 def _image_files(folder: Path) -> list[str]:
     with os.scandir(folder) if folder.is_dir() else contextlib.nullcontext(()) as entries:
         # Regular files: a pipe of that name would be waited for.
-        names = [e.name for e in entries if e.name.lower().endswith(_SUFFIXES) and e.name[0] != "." and e.is_file()]
+        names = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.name[0] != "." and e.is_file()]
     found = sorted(names)
     if not found:
-        raise DataError(f"class folder {folder} has no images ({' '.join(_SUFFIXES)}); fill it")
+        raise DataError(f"class folder {folder} has no images ({' '.join(SUFFIXES)}); fill it")
     return found
 
 

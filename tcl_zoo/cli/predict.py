@@ -1,0 +1,41 @@
+"""``tcl-zoo predict``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ._common import OK, WRONG, Add, weights_option
+
+
+def register(add: Add) -> None:
+    """Adds the command."""
+    sub = add("predict", _run, "the likeliest labels of images",
+              "tcl-zoo predict tcl_resnet20_digits photo.png --top 3")  # fmt: skip
+    sub.add_argument("name", help="a name of this zoo, or any timm model")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
+    sub.add_argument("--top", type=int, default=5, metavar="K", help="how many labels (default: 5)")
+    sub.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
+    weights_option(sub)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..errors import DataError
+    from ..images import find, shown
+    from ..pipeline import pipeline
+
+    if args.top < 1:
+        raise DataError("--top must be at least 1")
+    paths = list(find(args.images))  # a wrong path is told before the model is loaded
+    loaded, failed = pipeline(args.name, args.weights_dir, args.device), 0
+    for path in paths:
+        try:
+            likeliest = loaded.predict(path, args.top)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        print(shown(path))
+        for label, probability in likeliest:
+            print(f"  {100 * probability:6.2f} %  {label}")
+    return WRONG if failed else OK

@@ -1,0 +1,156 @@
+"""Files of embeddings, written and read some megabytes at a time.
+
+``.npz`` (not compressed; numpy reads it): ``embeddings`` float32 [N, d], ``paths`` [N], ``meta`` (JSON). ``.parquet``:
+columns ``path`` and ``embedding`` (lists of d floats), ``meta`` in the schema under ``tcl_zoo``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError
+
+_CHUNK_BYTES = 4_000_000
+_META = b"tcl_zoo"
+
+
+def check_suffix(out: Path) -> None:
+    """Raises a DataError for a file that could not be written in the end."""
+    if out.suffix == ".parquet":
+        _pyarrow()
+    elif out.suffix != ".npz":
+        raise DataError(f"{out}: embeddings go into a .npz or a .parquet file")
+
+
+def write(out: Path, rows: Path, paths: Callable[[], Iterator[str]], n: int, meta: dict[str, Any]) -> None:
+    """Writes a file of embeddings.
+
+    Args:
+        out: ``.npz`` or ``.parquet``.
+        rows: a file of n * d little-endian float32.
+        paths: gives the n of them, each time it is called.
+        n: images.
+        meta: JSON-able, with ``dim``, that is d.
+    """
+    (_write_npz if out.suffix == ".npz" else _write_parquet)(out, rows, paths, n, meta)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a file of embeddings is of: ``model``, ``weights`` (sha256), ``dim``, ``images`` (n, sha256).
+
+    Raises:
+        DataError: not a file that :class:`Partial` wrote.
+    """
+    with _reading(path):
+        if path.suffix == ".parquet":
+            return json.loads(_pyarrow()[1].read_schema(path).metadata[_META])
+        with np.load(path) as archive:
+            return json.loads(str(archive["meta"]))
+
+
+def chunks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
+    """(paths, float32 [n, d]) of a file of embeddings, some megabytes at a time, in order.
+
+    Raises:
+        DataError: not a file that :class:`Partial` wrote.
+    """
+    count = _per_chunk(read_meta(path)["dim"])
+    with _reading(path):
+        if path.suffix == ".parquet":
+            with _pyarrow()[1].ParquetFile(path) as file:
+                for batch in file.iter_batches(count):
+                    rows = batch["embedding"].flatten().to_numpy()
+                    yield batch["path"].to_pylist(), rows.reshape(len(batch), -1)
+            return
+        with zipfile.ZipFile(path) as archive:
+            names, rows = (_read_npy(archive, name, count) for name in ("paths", "embeddings"))
+            for some, part in zip(names, rows, strict=True):
+                yield some.tolist(), part
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there; name images to embed") from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a whole file of embeddings ({error}); write it again") from error
+
+
+def _write_npz(out: Path, rows: Path, paths: Callable[[], Iterator[str]], n: int, meta: dict[str, Any]) -> None:
+    longest = max(map(len, paths()), default=1)  # numpy's strings are all as long as the longest
+    with zipfile.ZipFile(out, "w") as archive:
+        with _member(archive, "embeddings", "<f4", (n, meta["dim"])) as to, rows.open("rb") as file:
+            shutil.copyfileobj(file, to, _CHUNK_BYTES)
+        with _member(archive, "paths", f"<U{longest}", (n,)) as to:
+            for some in batched(paths(), _per_chunk(longest)):
+                to.write(np.array(some, f"<U{longest}").tobytes())
+        text = json.dumps(meta)
+        with _member(archive, "meta", f"<U{len(text)}", ()) as to:
+            to.write(np.array(text, f"<U{len(text)}").tobytes())
+
+
+def _member(archive: zipfile.ZipFile, name: str, descr: str, shape: tuple[int, ...]) -> Any:
+    # a fixed time (ZipInfo's own, 1980): the same embeddings give the same bytes
+    file = archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[np.ndarray]:
+    """``count`` rows at a time; the last part may be shorter."""
+    with archive.open(f"{name}.npy") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is of another version of numpy's format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        for start in range(0, shape[0], count):
+            part = (min(count, shape[0] - start), *shape[1:])
+            yield np.frombuffer(file.read(math.prod(part) * dtype.itemsize), dtype).reshape(part)
+
+
+def _write_parquet(out: Path, rows: Path, paths: Callable[[], Iterator[str]], n: int, meta: dict[str, Any]) -> None:
+    pa, parquet = _pyarrow()
+    dim, count = meta["dim"], _per_chunk(meta["dim"])
+    schema = pa.schema(
+        [("path", pa.string()), ("embedding", pa.list_(pa.float32(), dim))], {_META: json.dumps(meta).encode()}
+    )
+    with rows.open("rb") as file, parquet.ParquetWriter(out, schema, use_dictionary=False) as to:
+        for some in batched(paths(), count):
+            names = pa.array([path.encode("utf-8", "backslashreplace") for path in some]).cast(pa.string())
+            flat = np.frombuffer(file.read(4 * dim * len(some)), "<f4")
+            to.write_batch(
+                pa.record_batch([names, pa.FixedSizeListArray.from_arrays(pa.array(flat), dim)], schema=schema)
+            )
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError('.parquet needs pyarrow: pip install "tcl_zoo[parquet]", or write a .npz') from None
+    return pyarrow, pyarrow.parquet
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last one shorter."""
+    items = iter(items)
+    while some := list(itertools.islice(items, size)):
+        yield some
+
+
+def _per_chunk(numbers: int) -> int:
+    return max(1, _CHUNK_BYTES // (4 * numbers))

@@ -1,0 +1,216 @@
+"""A model with everything around it: files in, features or label names out. Ours, a release folder, or timm's."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from . import index
+from .embeddings import batched
+from .errors import DataError, WeightsError
+from .features import frozen, pooled
+from .images import convert, read, reason, shown
+from .models import create_model, create_transform
+from .splits import why
+from .weights import SOURCES
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A frozen model, its transform and its label names; made by :func:`pipeline`.
+
+    Attributes:
+        name: what was asked for.
+        model: the timm model, in eval() mode on ``device``.
+        transform: PIL image to model input [C, S, S].
+        mode: "RGB", or "L" for a model of gray images.
+        labels: K names of the classifier's outputs; empty where it has none.
+        device: where it computes.
+    """
+
+    name: str
+    model: nn.Module
+    transform: Any
+    mode: str
+    labels: tuple[str, ...]
+    device: torch.device
+
+    def predict(self, image: Any, top: int = 5) -> list[tuple[str, float]]:
+        """(label, probability in 0..1) of the ``top`` likeliest classes of one image, likeliest first.
+
+        Args:
+            image: a path, or a PIL image.
+            top: at most the number of classes.
+
+        Raises:
+            DataError: a file that does not decode.
+            WeightsError: a model without a classifier.
+        """
+        if not self.labels:
+            raise WeightsError(f"{self.name} has no classifier: embed with it, or fine-tune it")
+        if isinstance(image, (str, os.PathLike)):
+            try:
+                image = read(image, self.mode)
+            except Exception as error:  # whatever the first bad byte of a damaged file meets
+                raise DataError(f"{shown(os.fspath(image))} does not decode: {reason(error)}") from error
+        with frozen(self.model):
+            logits = self.model(self.transform(image)[None].to(self.device)).float()
+        likeliest = logits.softmax(1)[0].topk(min(top, len(self.labels)))
+        indices, values = likeliest.indices.tolist(), likeliest.values.tolist()
+        return [(self.labels[i], p) for i, p in zip(indices, values, strict=True)]
+
+    def embed(
+        self, paths: Iterable[str], batch_size: int = 64, workers: int = 0
+    ) -> Iterator[tuple[Tensor, list[str | None]]]:
+        """Pooled features of image files, a batch at a time, in order.
+
+        Nothing but ``batch_size`` images and ``2 * workers`` batches ahead is ever held.
+
+        Args:
+            paths: of any number of files; read as they are needed.
+            batch_size: files at a time.
+            workers: processes that decode.
+
+        Yields:
+            Float32 [n, d] on the CPU, unnormalised, of those that decode; and for every file of the batch None, or
+            why it does not.
+        """
+        batches = DataLoader(
+            _Files(self.transform, self.mode),
+            batch_sampler=batched(paths, batch_size),  # type: ignore[arg-type]  # keys are paths, not numbers
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # takes nothing from the global one
+        )
+        forward = pooled(self.model)
+        for images, reasons in batches:
+            if len(images):
+                with frozen(self.model):
+                    images = forward(images.to(self.device, non_blocking=True)).float().cpu()
+            yield images, reasons
+
+    def width(self) -> int:
+        """d: the length of one image's features."""
+        from PIL import Image
+
+        with frozen(self.model):
+            return pooled(self.model)(self.transform(Image.new("RGB", (8, 8)))[None].to(self.device)).shape[1]
+
+    def fingerprint(self) -> str:
+        """Sha256 of the weights: the same for two pipelines that say the same."""
+        digest = hashlib.sha256()
+        for key, value in self.model.state_dict().items():
+            digest.update(key.encode() + b"\0" + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def pipeline(
+    name: str,
+    weights_dir: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    pretrained: bool = True,
+) -> Pipeline:
+    """Loads a model with its transform and its label names.
+
+    Args:
+        name: a name of this zoo, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``; or any timm model,
+            ``architecture[.tag]``.
+        weights_dir: a release folder, or a folder of them.
+        device: a GPU where there is one, if not given.
+        pretrained: False for random weights.
+
+    Raises:
+        RecipeError: a name that neither this zoo nor timm knows.
+        WeightsError: no weights, or not those that were released.
+    """
+    import timm
+    from torchvision.transforms import v2
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    architecture, _, tag = name.partition(".")
+    ours = index.name_of(architecture, tag) or name  # "resnet20_cifar.tcl_digits" is timm's word for one of ours
+    if ours != name or weights_dir or name.startswith(SOURCES) or not timm.is_model(architecture):
+        model = create_model(ours, pretrained=pretrained, weights_dir=weights_dir)
+        transform = create_transform(ours, weights_dir=weights_dir)
+    else:
+        try:
+            model = timm.create_model(name, pretrained=pretrained)
+        except Exception as error:  # no network, no such tag, a damaged cache: timm and the Hub client raise anything
+            raise WeightsError(f"timm cannot load {name}: {why(error)}") from error
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
+    transform = v2.Compose([v2.Lambda(functools.partial(convert, mode=mode)), transform])
+    return Pipeline(name, model.to(device).eval(), transform, mode, _labels(model), device)
+
+
+def predict(
+    name: str,
+    image: Any,
+    top: int = 5,
+    weights_dir: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+) -> list[tuple[str, float]]:
+    """What a model sees in one image: (label, probability in 0..1), likeliest first.
+
+    For many images load once: :func:`pipeline`, then :meth:`Pipeline.predict`.
+
+    Args:
+        name: a name of this zoo, ``hf-hub:ORG/NAME``, ``local-dir:PATH``, or any timm model.
+        image: a path, or a PIL image of any mode and size.
+        top: how many labels.
+        weights_dir: a release folder, or a folder of them.
+        device: a GPU where there is one, if not given.
+
+    Raises:
+        RecipeError: unknown name.
+        WeightsError: no weights, or a model without a classifier.
+        DataError: a file that does not decode.
+    """
+    return pipeline(name, weights_dir, device).predict(image, top)
+
+
+def _labels(model: Any) -> tuple[str, ...]:
+    """Of the weights' own configuration, of ImageNet where timm knows the model's, or numbers."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    count = int(model.num_classes)
+    names = model.pretrained_cfg.get("label_names")
+    if names and len(names) == count:
+        return tuple(map(str, names))
+    if subset := infer_imagenet_subset(model):
+        info = ImageNetInfo(subset)
+        return tuple(info.index_to_description(i) for i in range(count))
+    return tuple(f"class {i}" for i in range(count))
+
+
+class _Files(Dataset[Any]):
+    """By path: the model input, or why there is none."""
+
+    def __init__(self, transform: Any, mode: str) -> None:
+        self.transform, self.mode = transform, mode
+
+    def __getitem__(self, path: str) -> Tensor | str:
+        try:
+            return self.transform(read(path, self.mode))
+        except Exception as error:  # whatever the first bad byte of a damaged file meets
+            return reason(error)
+
+
+def _collate(items: list[Tensor | str]) -> tuple[Tensor, list[str | None]]:
+    images = [item for item in items if isinstance(item, Tensor)]
+    reasons = [item if isinstance(item, str) else None for item in items]
+    return torch.stack(images) if images else torch.empty(0), reasons
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
