@@ -87,6 +87,6 @@ def _draw(axes: Any, file: str, pixels: int) -> None:
 def _shorten(drawn: Any, text: str, pixels: float) -> None:
     """Takes characters out of the middle until the text fits: beginnings and endings tell files apart."""
     keep = len(text)
-    while drawn.get_window_extent().width > pixels and keep > 4:
-        keep -= 1
+    while (width := drawn.get_window_extent().width) > pixels and keep > 4:
+        keep = max(4, min(keep - 1, int(keep * pixels / width)))
         drawn.set_text(f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}")

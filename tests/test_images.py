@@ -253,7 +253,12 @@ def test_bytes_that_are_no_text(tree):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("empty", "no images in empty"), ("nowhere", "nowhere is not there"), ("*.xyz", "nothing matches"), ("t", "name f")],
+    [
+        ("empty", "no images in empty"),
+        ("nowhere", "nowhere is not there"),
+        ("*.xyz", "nothing matches"),
+        ("t", "name f"),
+    ],
 )
 def test_nothing_to_find(tree, given, message):
     Path("empty").mkdir()
