@@ -52,7 +52,9 @@ def plot_neighbours(query: str, nearest: Sequence[tuple[str, float]], path: str 
             drawn = figure.text(x, y, text, ha="center", va="top", family=fonts, parse_math=False, **style)
             _shorten(drawn, text, (side + _GAP / 2) * _DPI)
 
-    bold, plain, faint = {"size": 11, "weight": "bold"}, {"size": 9}, {"size": 9, "color": "0.4"}
+    bold: dict[str, Any] = {"size": 11, "weight": "bold"}
+    plain: dict[str, Any] = {"size": 9}
+    faint: dict[str, Any] = {"size": 9, "color": "0.4"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that no font has: they are drawn as boxes
         tile(query, _MARGIN, _MARGIN, _QUERY, [("query", bold), (_name(query), plain)])
