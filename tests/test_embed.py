@@ -290,4 +290,5 @@ def test_memory_does_not_grow_with_the_images(tmp_path, suffix):
         start, peaks[n] = map(int, done.stdout.split())
         sizes = [size // 1_000_000 for size in (start, peaks[n], out.stat().st_size)]
         print("{:,} images: {} MB before, {} MB at most, a file of {} MB".format(n, *sizes))
-    assert peaks[20_000] - peaks[2_000] < 30_000_000
+    # the allocator is not exact to some tens of MB; what held the features would grow by 295
+    assert peaks[20_000] - peaks[2_000] < 150_000_000
