@@ -52,7 +52,9 @@ def plot_neighbours(query: str, nearest: Sequence[tuple[str, float]], path: str 
             drawn = figure.text(x, y, text, ha="center", va="top", family=fonts, parse_math=False, **style)
             _shorten(drawn, text, (side + _GAP / 2) * _DPI)
 
-    bold, plain, faint = {"size": 11, "weight": "bold"}, {"size": 9}, {"size": 9, "color": "0.4"}
+    bold: dict[str, Any] = {"size": 11, "weight": "bold"}
+    plain: dict[str, Any] = {"size": 9}
+    faint: dict[str, Any] = {"size": 9, "color": "0.4"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that no font has: they are drawn as boxes
         tile(query, _MARGIN, _MARGIN, _QUERY, [("query", bold), (_name(query), plain)])
@@ -87,6 +89,6 @@ def _draw(axes: Any, file: str, pixels: int) -> None:
 def _shorten(drawn: Any, text: str, pixels: float) -> None:
     """Takes characters out of the middle until the text fits: beginnings and endings tell files apart."""
     keep = len(text)
-    while drawn.get_window_extent().width > pixels and keep > 4:
-        keep -= 1
+    while (width := drawn.get_window_extent().width) > pixels and keep > 4:
+        keep = max(4, min(keep - 1, int(keep * pixels / width)))
         drawn.set_text(f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}")

@@ -1,8 +1,8 @@
 """A file of embeddings in the making: written row by row, taken up again after a stop.
 
 ``OUT.part/`` holds ``run.json`` (what is computed), ``images.jsonl`` (all paths in order), ``rows.f32`` (the rows so
-far) and ``journal.jsonl``: a line per batch, written after its rows, so that a reader knows what a kill cut off. The
-finished file appears at once or not at all.
+far) and ``journal.jsonl``: a line per batch, written after its rows, so that whoever goes on knows what a kill cut
+off. The finished file appears at once or not at all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from filelock import FileLock, Timeout
 from . import embeddings
 from .errors import DataError
 from .images import shown
+
+_COMMIT_SECONDS = 0.5  # at most so much work is lost to a kill; syncing every batch would cost more
 
 
 class Partial:
@@ -48,6 +51,8 @@ class Partial:
         self.done = self.rows = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         self._files = contextlib.ExitStack()
+        self._lines: list[bytes] = []
+        self._committed = time.monotonic()
         lock = FileLock(self.folder / "lock")
         try:
             self._files.enter_context(lock.acquire(timeout=0))
@@ -73,6 +78,7 @@ class Partial:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._commit()
         self._files.close()
 
     def remaining(self) -> Iterator[str]:
@@ -83,15 +89,16 @@ class Partial:
         """Adds the next images: float32 [n, d], and for each image None or why it has no row."""
         skipped = [[self.done + i, reason] for i, reason in enumerate(reasons) if reason is not None]
         self._rows.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
-        _sync(self._rows)
         self.done += len(reasons)
         self.rows += len(reasons) - len(skipped)
         line = json.dumps({"done": self.done, "rows": self.rows, "skipped": skipped})
-        self._journal.write(line.encode() + b"\n")
-        self._journal.flush()
+        self._lines.append(line.encode() + b"\n")
+        if time.monotonic() > self._committed + _COMMIT_SECONDS:
+            self._commit()
 
     def outcomes(self) -> Iterator[tuple[str, str | None]]:
         """(path, None or why it was skipped) of the images dealt with, in order."""
+        self._commit()
         entries = (entry for line in _lines(self.folder / "journal.jsonl") for entry in line["skipped"])
         index, reason = next(entries, (-1, None))
         for i, path in enumerate(itertools.islice(_lines(self.folder / "images.jsonl"), self.done)):
@@ -104,7 +111,7 @@ class Partial:
     def finish(self) -> Path | None:
         """Puts the file into its place; ``OUT.skipped.txt`` beside it (path, tab, reason) where images were skipped."""
         new, notes = self.folder / self.out.name, self.folder / "skipped.txt"
-        self._rows.flush()
+        self._commit()
         embeddings.write(new, self.folder / "rows.f32", self._kept, self.rows, self.meta)
         skipped = skipped_file(self.out)
         if self.rows < self.done:
@@ -119,11 +126,20 @@ class Partial:
         self.discard()
         return skipped if self.rows < self.done else None
 
+    def _commit(self) -> None:
+        """The journal never says more than the disk holds."""
+        if self._lines:
+            _sync(self._rows)
+            self._journal.write(b"".join(self._lines))
+            self._journal.flush()
+        self._lines, self._committed = [], time.monotonic()
+
     def _kept(self) -> Iterator[str]:
         return (path for path, why in self.outcomes() if why is None)
 
     def discard(self) -> None:
         """Removes what is there of it."""
+        self._lines = []
         self._files.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

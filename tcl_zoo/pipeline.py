@@ -147,7 +147,8 @@ def pipeline(
         except Exception as error:  # no network, no such tag, a damaged cache: timm and the Hub client raise anything
             raise WeightsError(f"timm cannot load {name}: {why(error)}") from error
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
+    cfg: Any = model.pretrained_cfg
+    mode = "L" if cfg["input_size"][0] == 1 else "RGB"
     transform = v2.Compose([v2.Lambda(functools.partial(convert, mode=mode)), transform])
     return Pipeline(name, model.to(device).eval(), transform, mode, _labels(model), device)
 

@@ -106,7 +106,7 @@ def test_scripts_have_help_with_an_example(path):
     assert done.returncode == 0 and "example:" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["list", "info", "verify", "probe", "demo"])
+@pytest.mark.parametrize("command", ["list", "info", "verify", "probe", "predict", "embed", "demo"])
 def test_commands_have_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0 and "example:" in out

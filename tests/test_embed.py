@@ -94,7 +94,7 @@ def test_horrors(capsys, horrors, tmp_path, workers):
     out = tmp_path / "out.npz"
     code, text, err = run(capsys, "embed", NAME, horrors, "--out", out, "--batch-size", 3, "--workers", workers)
     assert code == 0 and f"{out}: 13 images x 64" in text and "skipped 8 that do not decode" in err
-    bad = "bomb.png dangling.png empty.png pipe.png self.png text.png truncated.jpg zip.png".split()
+    bad = ["bomb.png", "dangling.png", "empty.png", "pipe.png", "self.png", "text.png", "truncated.jpg", "zip.png"]
     lines = (tmp_path / "out.npz.skipped.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [str(horrors / name) for name in bad]
     assert all(f"{horrors / name}: " in err for name in bad)
@@ -220,19 +220,19 @@ def test_stopped_and_gone_on_with(loaded, digits, tmp_path, number, code):
     """A process that is killed in the middle; the same command ends with the bytes of one that was not."""
     many = tmp_path / "many"
     many.mkdir()
-    for i, file in enumerate(itertools.islice(itertools.cycle(sorted(digits.rglob("*.png"))), 2000)):
+    for i, file in enumerate(itertools.islice(itertools.cycle(sorted(digits.rglob("*.png"))), 1200)):
         os.link(file, many / f"{i:04d}.png")
     embed(loaded, [many], tmp_path / "whole.npz", batch_size=2)
     process, journal = _start(many, tmp_path / "out.npz"), tmp_path / "out.npz.part" / "journal.jsonl"
     until = time.monotonic() + 120
-    while not (journal.is_file() and journal.stat().st_size > 400) and time.monotonic() < until:
+    while not (journal.is_file() and journal.stat().st_size) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code and not (tmp_path / "out.npz").exists()
     assert "Traceback" not in err
     lines = journal.read_text().count("\n")
-    assert 0 < lines < 1000
+    assert 0 < lines < 600
     embed(loaded, [many], tmp_path / "out.npz", batch_size=2)
     assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
@@ -255,17 +255,18 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-import psutil, torch
+import torch
 from test_embed import Wide
 from tcl_zoo.embed import embed, search
 from tcl_zoo.models import create_transform
 from tcl_zoo.pipeline import Pipeline
 pipeline = Pipeline("wide", Wide(), create_transform("tcl_resnet20_digits"), "L", (), torch.device("cpu"))
-start = psutil.Process().memory_info().rss
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+start = peak()
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 embed(pipeline, [folder], out, workers=2)
 search(pipeline, folder / "00000.png", out)
-print(start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(start, peak())
 """
 
 
@@ -273,7 +274,6 @@ print(start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_memory_does_not_grow_with_the_images(tmp_path, suffix):
     """Peak memory of embedding and searching 2,000 and 20,000 images, 33 and 328 MB of features."""
-    pytest.importorskip("psutil")
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
     code = MEMORY.format(tests=str(ROOT / "tests"), root=str(ROOT))
@@ -288,8 +288,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path, suffix):
         out = tmp_path / f"{n}{suffix}"
         done = subprocess.run([sys.executable, "-c", code, folder, out], capture_output=True, text=True, check=True)
         start, peaks[n] = map(int, done.stdout.split())
-        size = out.stat().st_size
-        print(
-            f"{n:,} images: {start / 1e6:.0f} MB before, {peaks[n] / 1e6:.0f} MB at most; {suffix} {size / 1e6:.0f} MB"
-        )
-    assert peaks[20_000] - peaks[2_000] < 30_000_000
+        sizes = [size // 1_000_000 for size in (start, peaks[n], out.stat().st_size)]
+        print("{:,} images: {} MB before, {} MB at most, a file of {} MB".format(n, *sizes))
+    # the allocator is not exact to some tens of MB; what held the features would grow by 295
+    assert peaks[20_000] - peaks[2_000] < 150_000_000
