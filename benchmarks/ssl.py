@@ -15,13 +15,14 @@ from typing import Any
 import timm
 import torch
 
+from tcl_zoo._ssl_recipes import SELF_SUPERVISED
 from tcl_zoo.augment.ops import resized_crop
 from tcl_zoo.batches import Normalise
 from tcl_zoo.datasets import Split, load
 from tcl_zoo.evaluate import load_run
 from tcl_zoo.features import features
 from tcl_zoo.probe import knn_probe, linear_probe
-from tcl_zoo.recipes import SELF_SUPERVISED, Recipe, override, recipe
+from tcl_zoo.recipes import Recipe, override, recipe
 from tcl_zoo.splits import holdout
 from tcl_zoo.train import train
 
@@ -62,6 +63,7 @@ def run(
     """
     epochs = epochs or (1 if quick else EPOCHS)
     full = load(DATASET, data_dir, "train")
+    assert isinstance(full, Split)
     rest, subset = holdout(full, 1000 if quick else IMAGES)
     test = holdout(rest, 5000)[1] if tune else load(DATASET, data_dir, "test")
     rows: list[dict[str, Any]] = []
