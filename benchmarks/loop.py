@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tcl_zoo.datasets import Split
+from tcl_zoo.objectives import Views
 from tcl_zoo.recipes import recipe
 from tcl_zoo.trainer import Trainer
 
@@ -37,10 +38,11 @@ def run(quick: bool = False) -> None:
         trainer = _trainer(f"tcl_{encoder}_cifar10", 8192, "cpu", "fp32")
         bare = timm.create_model(f"{encoder}_cifar", num_classes=0).train().to(memory_format=torch.channels_last)
         batch = next(trainer.batches.epoch(0))[0]
+        assert isinstance(batch, Tensor)
         steps = _endless(trainer)
         group = 4 if encoder == "resnet18" else 16
 
-        def whole(trainer: Trainer = trainer, steps: Iterator[tuple[Tensor, Tensor]] = steps, n: int = group) -> None:
+        def whole(trainer: Trainer = trainer, steps: Iterator[tuple[Views, Tensor]] = steps, n: int = group) -> None:
             for i in range(n):
                 trainer.losses[i] = trainer.step(*next(steps))
             trainer.check(n)
@@ -62,7 +64,7 @@ def run(quick: bool = False) -> None:
     write_csv("loop", rows)
 
 
-def _endless(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(trainer: Trainer) -> Iterator[tuple[Views, Tensor]]:
     epoch = 0
     while True:
         yield from trainer.batches.epoch(epoch)

@@ -9,7 +9,7 @@ from tcl_zoo.cli import OK, Parser, guarded
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for benchmarks/, which is not part of the package
 
-SUITES = ("loss", "augment", "loop", "analysis", "probe", "startup", "processes")
+SUITES = ("loss", "augment", "loop", "analysis", "probe", "startup", "processes", "ssl")
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
     )
     parser.add_argument("suites", nargs="+", choices=(*SUITES, "all", "epoch"), help="what to measure")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl: where CIFAR-10 is (default: data)")
     parser.add_argument("--name", default="tcl_resnet20_cifar10", help="epoch: the recipe")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="epoch: where")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="epoch: in what")
@@ -31,10 +32,11 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="epoch: with torch.compile")
     args = parser.parse_args()
 
-    from benchmarks import analysis, augment, loop, loss, probe, startup
+    from benchmarks import analysis, augment, loop, loss, probe, ssl, startup
 
     runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
     runs |= {"analysis": analysis.run, "processes": loop.processes}
+    runs |= {"ssl": lambda quick: ssl.run(quick, args.data_dir)}
     for suite in SUITES if "all" in args.suites else args.suites:
         if suite == "epoch":
             loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)

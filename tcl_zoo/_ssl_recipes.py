@@ -10,20 +10,22 @@ from __future__ import annotations
 import re
 from typing import Any
 
-SELF_SUPERVISED = (
-    "tcl_ssl",
-    "simclr",
-    "byol",
-    "dino",
-    "simsiam",
-    "moco",
-    "ressl",
-    "vicreg",
-    "swav",
-    "wmse",
-    "arb",
-    "barlow",
-)
+TITLES = {
+    "tcl_ssl": "Tuned Contrastive Learning without labels (an image's views are its positives)",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "dino": "DINO",
+    "simsiam": "SimSiam",
+    "moco": "MoCo v2+",
+    "ressl": "ReSSL",
+    "vicreg": "VICReg",
+    "swav": "SwAV",
+    "wmse": "W-MSE",
+    "arb": "ARB (Align Representations with Base)",
+    "barlow": "Barlow Twins",
+}
+SELF_SUPERVISED = tuple(TITLES)
+_WITH_TEMPERATURE = ("dino", "moco", "ressl", "swav")
 _IMAGES = 256  # per step
 
 _COMMON: dict[str, Any] = {
@@ -118,6 +120,16 @@ def ssl_fields(objective: str, encoder: str, dataset: str) -> dict[str, Any]:
         options |= {"local_size": 4} if "local_size" in options else {}
         fields, options = _shortened(fields, options, 60)
     return fields | {"options": options}
+
+
+def unused_fields(objective: str) -> set[str]:
+    """Fields of a recipe that its objective does not look at."""
+    if objective == "ce":
+        head = {"temperature", "k1", "k2", "projector_hidden", "projector_dim"}
+        return head | {"probe_epochs", "probe_lr", "probe_batch", "probe_augmentation"}
+    if objective in ("tcl_ssl", "simclr") or objective not in SELF_SUPERVISED:
+        return set()
+    return {"k1", "k2"} | (set() if objective in _WITH_TEMPERATURE else {"temperature"})
 
 
 def _shortened(fields: dict[str, Any], options: dict[str, Any], epochs: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -118,8 +118,8 @@ class Batches:
     def _parameters(self, group: int, epoch: int, chunk: int, images: int, side: int) -> dict[str, Tensor]:
         """Augmentation parameters [count, images, ...] of a group of views and a chunk, over all processes."""
         augment, count = self.groups[group]
-        key = (self.seed, epoch, "augment", chunk, *([group] if group else []))
-        drawn = augment.sample(count * images, generator(*key), side)
+        further = [group] if group else []
+        drawn = augment.sample(count * images, generator(self.seed, epoch, "augment", chunk, *further), side)
         return {key: value.view(count, images, *value.shape[1:]) for key, value in drawn.items()}
 
     def _in_memory(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[list[Tensor], Tensor]]:

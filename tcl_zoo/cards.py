@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from . import index
+from ._ssl_recipes import TITLES, unused_fields
 from .datasets import DATASETS
 from .thesis import reported
 
@@ -14,6 +15,7 @@ _OBJECTIVES = {
     "tcl": "Tuned Contrastive Learning (TCL)",
     "supcon": "supervised contrastive learning (SupCon)",
     "ce": "cross-entropy",
+    **TITLES,
 }
 _PROTOCOL = {  # of the thesis: whether on frozen features
     True: "linear layer, {probe_epochs} epochs of SGD on augmented images",
@@ -38,6 +40,9 @@ _MEANING = {
     "probe_lr": "linear phase, protocol `thesis` only",
     "probe_batch": "linear phase, protocol `thesis` only",
     "seed": "of initial weights, order and augmentation",
+    "optimizer": "`lars`: SGD with eta 0.02, clipped, neither it nor the decay on biases and norms",
+    "warmup_epochs": "epochs in which lr rises linearly",
+    "probe_augmentation": "linear phase, protocol `thesis` only",
 }
 _PICTURES = {
     "training_curve.png": "Training loss and learning rate by epoch",
@@ -260,11 +265,9 @@ def _picture(file: str, pictures: Collection[str]) -> str:
 
 def _values(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe as a card shows it: what its name says already, and what its objective does not use, left out."""
-    hidden = {"name", "objective", "encoder", "dataset", "variant"}
-    if recipe["objective"] == "ce":
-        hidden |= {"temperature", "k1", "k2", "projector_hidden", "projector_dim"}
-        hidden |= {"probe_epochs", "probe_lr", "probe_batch"}
-    return {key: value for key, value in recipe.items() if key not in hidden}
+    hidden = {"name", "objective", "encoder", "dataset", "variant", "options"} | unused_fields(recipe["objective"])
+    shown = {key: value for key, value in recipe.items() if key not in hidden and value != ""}
+    return shown | {f"options.{key}": value for key, value in recipe.get("options", {}).items()}
 
 
 def _classes(config: dict[str, Any]) -> str:

@@ -37,9 +37,12 @@ def create_optimizer(
             flat = {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0}
             parts = [{"params": [p for p in own if p.ndim > 1], "always_adapt": True}, flat]
         groups += [part | {"scheduled": scheduled} for part in parts if part["params"]]
-    decay = {"weight_decay": recipe.weight_decay}
+    decay = recipe.weight_decay
     if recipe.optimizer == "lars":
-        return Lars(groups, recipe.lr, momentum=recipe.momentum, trust_coeff=_LARS_ETA, trust_clip=True, **decay)
+        lars: torch.optim.Optimizer = Lars(
+            groups, recipe.lr, momentum=recipe.momentum, weight_decay=decay, trust_coeff=_LARS_ETA, trust_clip=True
+        )
+        return lars
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, recipe.lr, **decay)
-    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, fused=fused or None, **decay)
+        return torch.optim.Adam(groups, recipe.lr, weight_decay=decay)
+    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=fused or None)

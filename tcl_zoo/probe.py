@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,7 @@ def _fit_thesis(model: nn.Module, train: Split | FolderSplit, recipe: Recipe, de
         for epoch in range(recipe.probe_epochs):
             cosine = 0.5 * (1 + math.cos(math.pi * epoch / recipe.probe_epochs))
             optimizer.param_groups[0]["lr"] = low + (recipe.probe_lr - low) * cosine
-            steps = batches.epoch(epoch)
+            steps = cast("Iterator[tuple[Tensor, Tensor]]", batches.epoch(epoch))
             while group := list(itertools.islice(steps, _STEPS_PER_FORWARD)):
                 with torch.no_grad():
                     inputs = forward(torch.cat([views for views, _ in group])).float()

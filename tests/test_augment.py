@@ -14,10 +14,24 @@ from sklearn.datasets import load_digits, load_sample_images
 from torchvision.transforms import RandomResizedCrop, autoaugment
 from torchvision.transforms import functional as F
 
-from tcl_zoo.augment import Augment, ops
+from tcl_zoo.augment import Augment, MultiCrop, ops, view_groups
 from tcl_zoo.augment.policies import THESIS
 
 NAMES = ("autoaugment_thesis", "autoaugment", "simaugment", "crop_flip", "crop", "none")
+# Self-supervised views, from solo-learn's settings: scale, jitter, its p, gray, blur, solarize of each view.
+WEAK, BYOL, STRONG = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1), (0.8, 0.8, 0.8, 0.2)
+VIEWS = {
+    "simaugment_blur": [(0.2, WEAK, 0.8, 0.2, 0.5, 0)],
+    "symmetric": [(0.08, STRONG, 0.8, 0.2, 0.5, 0)],
+    "symmetric_weak": [(0.08, WEAK, 0.8, 0.2, 0.5, 0)],
+    "asymmetric": [(0.08, BYOL, 0.8, 0.2, 0, 0), (0.08, BYOL, 0.8, 0.2, 0, 0.2)],
+    "asymmetric_blur": [(0.08, BYOL, 0.8, 0.2, 1, 0), (0.08, BYOL, 0.8, 0.2, 0.1, 0.2)],
+    "ressl": [(0.08, BYOL, 0.8, 0.2, 0.5, 0), (0.08, WEAK, 0, 0, 0, 0)],
+    "vicreg": [(0.2, BYOL, 0.8, 0.2, 0, 0.1)],
+    "vicreg_blur": [(0.2, BYOL, 0.8, 0.2, 0.5, 0.1)],
+    "wmse": [(0.2, STRONG, 0.8, 0.2, 0, 0)],
+    "wmse_blur": [(0.2, STRONG, 0.8, 0.2, 0.2, 0)],
+}
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 33, 33), (1, 33, 33), (3, 7, 7), (3, 20, 33), (1, 8, 8)]
 
 # Typed out from the SPEC, not imported: a slip in the code's table must not pass unseen.
@@ -359,6 +373,57 @@ def test_simaugment_steps_equal_torchvision(channels):
     stretched = F.resized_crop(images, 8, 32, 48, 16, [32, 32], antialias=True)
     actual = simaugment(images, top=8, left=32, height=48, width=16)
     assert_near(actual, stretched, 1)
+
+
+@pytest.mark.parametrize("name, view", [(name, view) for name in VIEWS for view in range(len(VIEWS[name]))])
+def test_self_supervised_views_have_their_rates(name, view):
+    low, jitter, jitter_p, gray, blur, solarize = VIEWS[name][view]
+    params = Augment(name, 10_000, view=view).sample(50_000, seeded(1))
+    area = params["height"] * params["width"] / 1e8
+    assert low - 1e-3 <= area.min() < low + 0.01 and area.max() <= 1
+    assert_rate(params["jitter"], jitter_p)
+    assert_rate(params["gray"], gray)
+    assert_rate(params["flip"], 0.5)
+    for key, strength in zip(("brightness", "contrast", "saturation", "hue"), jitter, strict=True):
+        middle = 0 if key == "hue" else 1
+        assert_uniform(params[key], middle - strength, middle + strength)
+    for key, p in (("blur", blur), ("solarize", solarize)):
+        assert (key in params) == (p > 0)
+        if p:
+            assert_rate(params[key], p)
+    if blur:
+        assert_uniform(params["sigma"], 0.1, 2)
+
+
+def test_blur_and_solarize_equal_pillow_and_torchvision():
+    """The last two steps of a view, in their order: Pillow solarises what torchvision has blurred."""
+    images = patches(3, 32, 32)
+    augment = Augment("vicreg_blur", size=32)
+    params = augment.sample(len(images), seeded())
+    neutral = {"top": 0, "left": 0, "height": 32, "width": 32, "sigma": 0.4}
+    neutral |= dict.fromkeys(("flip", "jitter", "gray"), False) | {"blur": True, "solarize": True}
+    for key, value in neutral.items():
+        params[key][:] = value
+    blurred = F.gaussian_blur(images, 3, 0.4)
+    expected = torch.stack([to_tensor(ImageOps.solarize(to_pil(image), 128)) for image in blurred])
+    actual = augment.apply(images, params)
+    far = (actual.int() - expected.int()).abs() > 1
+    near_threshold = (blurred.int() - 128).abs() <= 1  # a grey level decides there on which side it falls
+    assert not (far & ~near_threshold).any()
+    params["blur"][:] = False
+    exact = torch.stack([to_tensor(ImageOps.solarize(to_pil(image), 128)) for image in images])
+    assert_near(augment.apply(images, params), exact)
+
+
+def test_view_groups():
+    def shape(*args):
+        return [(a.name, a.size, a.scale, count) for a, count in view_groups(*args)]
+
+    assert shape("simaugment", 32, 3, MultiCrop()) == [("simaugment", 32, (0.2, 1.0), 3)]
+    assert shape("asymmetric", 32, 2, MultiCrop()) == [("asymmetric", 32, (0.08, 1.0), 1)] * 2
+    assert [count for *_, count in shape("ressl", 32, 4, MultiCrop())] == [1, 3]
+    made = shape("symmetric", 32, 2, MultiCrop(6, 16, 0.14))
+    assert made == [("symmetric", 32, (0.14, 1.0), 2), ("symmetric", 16, (0.05, 0.14), 6)]
 
 
 def test_jitter_orders_are_the_24_permutations():

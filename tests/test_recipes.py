@@ -128,6 +128,82 @@ def test_override_refuses(setting, message):
         override(recipe("tcl_resnet20_digits"), [setting])
 
 
+# Table 5.2, typed out from the SPEC: method: CIFAR-10, CIFAR-100, ImageNet-100.
+TABLE_5_2 = """BYOL 4096: 92.6 70.2 80.1 · DINO 256: 89.2 66.4 74.8 · SimSiam 2048: 90.5 65.9 77.0 · MoCo 256: 92.9 69.5
+78.2 · ReSSL 256: 90.6 65.8 76.6 · VICReg 2048: 90.1 68.5 79.2 · SwAV 256: 89.2 64.7 74.3 · WMSE 256: 88.2 61.3 69.1 ·
+ARB 256: 91.8 68.2 74.9 · ARB 2048: 92.2 69.6 79.5 · Barlow 256: 87.4 57.9 67.2 · Barlow 2048: 89.6 69.2 78.6 ·
+SimCLR 256: 90.7 65.5 77.5 · TCL_SSL 256: 91.8 67.2 78.4"""
+
+
+@pytest.mark.parametrize("entry", TABLE_5_2.split("·"))
+def test_self_supervised_table(entry):
+    method, _, rest = entry.strip().partition(" ")
+    size, _, figures = rest.partition(":")
+    for dataset, figure in zip(("cifar10", "cifar100", "imagenet100"), figures.split(), strict=True):
+        variant = ".p256" if (method, size) in (("ARB", "256"), ("Barlow", "256")) else ""
+        r = recipe(f"{method.lower()}_resnet18_{dataset}{variant}")
+        assert reported(r.name) == (float(figure), "Table 5.2")
+        assert r.self_supervised and r.contrastive
+        assert (r.epochs, r.batch_images) == (400 if dataset == "imagenet100" else 1000, 256)
+        assert (r.warmup_epochs, r.probe_epochs, r.probe_lr) == (10, 100, 0.5)
+        if method not in ("SwAV", "WMSE"):  # 128 and 64 in solo-learn, where the table's figures come from
+            assert int(size) in (r.projector_dim, r.projector_hidden)
+
+
+def test_tcl_without_labels_is_the_theses():
+    """SPEC section 5."""
+    for dataset, hidden in (("cifar10", 2048), ("cifar100", 2048), ("imagenet100", 4096)):
+        r = recipe(f"tcl_ssl_resnet18_{dataset}")
+        assert (r.objective, r.encoder, r.dataset) == ("tcl_ssl", "resnet18", dataset)
+        assert (r.views, r.k1, r.k2, r.temperature, r.lr, r.weight_decay) == (3, 1, 1.5, 0.2, 0.5, 1e-4)
+        assert (r.optimizer, r.momentum, r.augmentation) == ("lars", 0.9, "simaugment_blur")
+        assert (r.projector_hidden, r.projector_dim) == (hidden, 256)
+        simclr = recipe(f"simclr_resnet18_{dataset}")
+        assert (simclr.views, simclr.k1, simclr.k2) == (2, 0, 1)
+    assert recipe("tcl_ssl_resnet18_cifar10.views4").batch_images == 256
+
+
+def test_warm_up_then_cosine():
+    import torch
+
+    r = recipe("byol_resnet18_cifar10")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=r.lr)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 10, total_iters=9)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 990)
+    for epoch in range(1000):
+        assert math.isclose(optimizer.param_groups[0]["lr"], r.lr_at(epoch), rel_tol=1e-6, abs_tol=1e-12), epoch
+        optimizer.step()
+        (warm if epoch < 9 else cosine if epoch > 9 else optimizer).step()
+    assert recipe("tcl_resnet20_digits").lr_at(0) == 0.1
+
+
+def test_options():
+    base = recipe("dino_resnet20_cifar10.e40")
+    assert base.options["warmup_temperature_epochs"] == 2 and base.warmup_epochs == 4
+    changed = override(base, ["options.prototypes=32", "epochs=41", "options.ema_base=0.5"])
+    assert (changed.options["prototypes"], changed.options["ema_base"], changed.epochs) == (32, 0.5, 41)
+    assert base.options["prototypes"] == 256, "the recipe itself is left alone"
+    refused = [("options.prototype=3", "did you mean options.prototypes"), ("options=3", "unknown recipe field"),
+               ("options.prototypes=x", "takes int"), ("options.ema_base=-1", "must be finite"),
+               ("epochs=4", r"warmup_epochs \(4\) must lie below epochs \(4\)"), ("optimizer=sdg", "unknown optimizer"),
+               ("probe_augmentation=x", "unknown augmentation")]  # fmt: skip
+    for setting, message in refused:
+        with pytest.raises(RecipeError, match=message):
+            override(base, [setting])
+
+
+def test_recipes_of_older_versions():
+    """config.json and recipe.json written before the fields of the self-supervised recipes."""
+    new = recipe("tcl_resnet20_digits")
+    old = {
+        k: v
+        for k, v in new.to_dict().items()
+        if k not in ("optimizer", "warmup_epochs", "probe_augmentation", "options")
+    }
+    assert from_dict(old) == new
+
+
 def test_reported_figures():
     assert reported("tcl_resnet50_cifar100") == (79.8, "Table 5.1")
     assert reported("supcon_resnet50_cifar10.e250") == (96.7, "Table A.1")

@@ -17,13 +17,16 @@ from PIL import Image
 
 import tcl_zoo
 from tcl_zoo import index
+from tcl_zoo._ssl_recipes import SELF_SUPERVISED, TITLES
 from tcl_zoo.cards import card, interval
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
+from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
 from tcl_zoo.models import pretrained_cfg
 from tcl_zoo.pictures import confusion, embedding, training_curve
 from tcl_zoo.release import record, release, update_index
+from tcl_zoo.train import train
 from tcl_zoo.verify import golden_inputs, verify
 from tcl_zoo.weights import locate
 
@@ -78,7 +81,7 @@ def test_card_says_what_a_reader_asks(released):
     text = (released / NAME / "README.md").read_text()
     config = json.loads((released / NAME / "config.json").read_text())
     recipe = config["tcl_zoo"]["recipe"]
-    for key in set(recipe) - {"name", "objective", "encoder", "dataset", "variant"}:
+    for key in set(recipe) - {"name", "objective", "encoder", "dataset", "variant", "options", "probe_augmentation"}:
         assert f"| `{key}` | {recipe[key]} |" in text
     for picture in ("training_curve", "confusion", "embedding"):
         assert f"]({picture}.png)" in text
@@ -97,6 +100,33 @@ def test_card_puts_the_thesis_beside(released):
     assert "Table 5.1" in row and "| 79.8 |" in row and "50 epochs of SGD" in row
     assert "import tcl_zoo, timm" in card(config)
     assert "import timm  # alone" in card(config | {"architecture": "resnet18"})
+
+
+@pytest.mark.parametrize("objective", SELF_SUPERVISED)
+def test_cards_of_self_supervised_names(released, objective):
+    config = json.loads((released / NAME / "config.json").read_text())
+    plan = tcl_zoo.recipe(f"{objective}_resnet18_cifar10")
+    config["tcl_zoo"] |= {"name": plan.name, "recipe": json.loads(json.dumps(plan.to_dict()))}
+    text = card(config)
+    assert TITLES[objective] in text and "Table 5.2" in text and "100 epochs of SGD" in text
+    for key, value in plan.options.items():
+        assert f"| `options.{key}` | {value} |" in text
+    assert ("| `k2` |" in text) == (objective in ("tcl_ssl", "simclr"))
+    assert f"resnet20_cifar.{objective}_cifar10" in text  # the architecture is that of the borrowed config
+
+
+def test_self_supervised_release(tmp_path):
+    """Trained, probed, released, loaded and verified under its name, as the supervised ones; no teacher in it."""
+    pytest.importorskip("lightly", reason="MoCo stands on lightly")
+    name = "moco_resnet20_digits.e1"
+    train(tcl_zoo.recipe(name), run_dir=tmp_path / "run", cpu=True)
+    evaluate_run(tmp_path / "run", None, device="cpu")
+    folder = release(tmp_path / "run", tmp_path / "cards", device="cpu")
+    assert sorted(path.suffix for path in folder.iterdir()).count(".safetensors") == 2  # model and projector
+    assert verify(name, weights_dir=tmp_path / "cards", device="cpu").ok
+    encoder = tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path / "cards", num_classes=0)
+    assert encoder.eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 64)
+    assert name.partition(".")[0] in tcl_zoo.list_models("moco_*digits")
 
 
 def test_code_on_the_card_runs(released, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tcl_zoo import train as train_module
+from tcl_zoo.augment import MultiCrop
 from tcl_zoo.batches import Batches
 from tcl_zoo.datasets import DATASETS, FolderSplit, Split
 from tcl_zoo.errors import TrainingError
@@ -232,6 +233,42 @@ def test_batches_are_a_function_of_epoch_and_step(digits):
     assert not torch.equal(whole[0][0][:64], whole[0][0][64:])  # the two views differ
 
 
+@pytest.mark.parametrize("augmentation, multi", [("asymmetric", None), ("simaugment", MultiCrop(3, 4, 0.25))])
+def test_views_of_several_kinds(digits, augmentation, multi):
+    """Views that differ and small crops: a function of epoch and step, the same over two processes."""
+
+    def make(**kwargs) -> list[list[torch.Tensor]]:
+        batches = Batches(digits, "digits", augmentation, 1, 2, 64, seed=3, multi=multi, **kwargs)
+        steps = [views for views, _ in batches.epoch(1)]
+        return [views if isinstance(views, list) else [views] for views in steps]
+
+    whole = make()
+    assert [tuple(v.shape) for v in whole[0]] == [(128, 1, 8, 8)] + ([(192, 1, 4, 4)] if multi else [])
+    assert not torch.equal(whole[0][0][:64], whole[0][0][64:])
+    halves = [make(rank=rank, world=2) for rank in (0, 1)]
+    for step, views in enumerate(whole):
+        for kind, value in enumerate(views):
+            parts = [half[step][kind].unflatten(0, (-1, 32)) for half in halves]
+            assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), value)
+
+
+def test_run_folders_of_older_versions(short, digits, tmp_path):
+    """A recipe.json from before optimizer, warmup_epochs ... goes on."""
+    plan = dataclasses.replace(short, epochs=1)
+    train(plan, run_dir=tmp_path / "run", split=digits, cpu=True, time_limit=0.001)
+    path = tmp_path / "run" / "recipe.json"
+    stored = json.loads(path.read_text())
+    for key in ("optimizer", "warmup_epochs", "probe_augmentation", "options"):
+        del stored["recipe"][key]
+    path.write_text(json.dumps(stored))
+    assert train(plan, run_dir=tmp_path / "run", split=digits, cpu=True).finished
+
+
+def test_small_crops_of_a_folder_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="from images in memory"):
+        Batches(folder, "imagenet100", "symmetric", 4, 2, 8, seed=3, multi=MultiCrop(2, 16, 0.14))
+
+
 def test_batches_visit_every_image_once(digits):
     indices = torch.arange(256)
     marked = Split((indices % 256).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), indices, digits.classes)
@@ -262,7 +299,7 @@ def folder(tmp_path_factory):
     return FolderSplit(root, size=32)
 
 
-@pytest.mark.parametrize("augmentation", ["autoaugment_thesis", "simaugment"])
+@pytest.mark.parametrize("augmentation", ["autoaugment_thesis", "simaugment", "asymmetric_blur"])
 def test_streamed_batches(folder, augmentation):
     """From a folder as from memory: workers, a start in the middle and several processes change nothing."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ RECOLOUR: dict[str, tuple[Recolour, ...]] = {
 }
 
 
-class MultiCrop(NamedTuple):
+@dataclass(frozen=True)
+class MultiCrop:
     """Small crops beside the views (SwAV, DINO).
 
     Attributes:

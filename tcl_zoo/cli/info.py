@@ -31,7 +31,8 @@ def _run(args: argparse.Namespace) -> int:
         print("  weights           none released; to train them:")
         print(f"    python scripts/train.py {args.name} --data-dir DATA")
     print("  recipe")
-    for key, value in info["recipe"].items():
-        if key not in ("name", "variant"):
-            print(f"    {key:<17} {value}")
+    fields = {key: value for key, value in info["recipe"].items() if key not in ("name", "variant", "options")}
+    fields |= {f"options.{key}": value for key, value in info["recipe"].get("options", {}).items()}
+    for key, value in fields.items():
+        print(f"    {key:<{max(map(len, fields))}} {value}")
     return OK

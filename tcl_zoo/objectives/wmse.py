@@ -44,7 +44,7 @@ class WMSE(SelfSupervised):
         with full_precision(z[0]):
             try:
                 w1, w2 = (torch.cat([self.whitening(p) for p in gathered(v).split(self.size)]) for v in z)
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 raise TrainingError(
                     "the embeddings cannot be whitened: their covariance is singular; "
                     "try --set options.whitening_eps=0.001 or a lower learning rate"
