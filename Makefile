@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 demo: .venv/demo.done
 	$(BIN)/tcl-zoo demo
 
 test: .venv/test.done lint
 	$(BIN)/python -m pytest
+
+# Hours: kills, fuzzing, several processes, long runs, the wheel.
+torture: .venv/test.done
+	$(BIN)/python -m pytest -m slow -s tests/torture tests/test_untrusted.py
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

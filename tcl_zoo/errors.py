@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class TclZooError(Exception):
-    """Base of every error that tcl_zoo raises on purpose. The commands print it and exit with code 2."""
+    """Base of every error that tcl_zoo raises on purpose. The commands print it and exit with code 2.
+
+    Its text is one line of at most 1,000 characters, whatever was quoted in it.
+    """
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().split())
+        return text if len(text) <= 1000 else f"{text[:690]} ... {text[-300:]}"
 
 
 class RecipeError(TclZooError, ValueError):

@@ -69,7 +69,7 @@ def _complaint(found: Any) -> str:
 
 def bundled_folder(name: str) -> Path | None:
     """The release folder that came with the package or lies in the checkout, or None."""
-    for parent in (_PACKAGE, _PACKAGE.parent):
+    for parent in (_PACKAGE, _PACKAGE.parent) if _NAME.fullmatch(name) else ():
         folder = parent / "model_cards" / name
         if (folder / "model.safetensors").is_file():
             return folder

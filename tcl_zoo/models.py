@@ -112,7 +112,11 @@ def create_model(
     release = locate(name, weights_dir, revision, cache_dir, sha256)
     config = release.config
     cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
-    with_weights = {**cfg, "state_dict": read_weights(release)} if pretrained else {}
+    state = read_weights(release) if pretrained else {}
+    stem = f"{cfg.get('first_conv')}.weight"
+    if timm_kwargs.get("in_chans", 1) != 1 and stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:
+        state[stem] = state[stem].repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
+    with_weights = {**cfg, "state_dict": state} if pretrained else {}
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
     classes = config["num_classes"] if num_classes is None else num_classes
     # timm copies the state dict of a configuration it is given; loading afterwards spares that. Where it wraps the

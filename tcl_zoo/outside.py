@@ -93,7 +93,9 @@ def complaint(config: Any) -> str:
     facts, args = config["tcl_zoo"], config.get("model_args", {})
     if config["architecture"] not in ARCHITECTURES:
         return f"names the architecture {short(config['architecture'])!r}, which is not of this zoo"
-    if not isinstance(args, dict) or set(args) - _MODEL_ARGS:
+    if not isinstance(args, dict):
+        return "has model_args that are no object"
+    if set(args) - _MODEL_ARGS:
         return f"has model_args this zoo does not use: {short(', '.join(sorted(args)))}"
     if why := cfg_complaint(config["pretrained_cfg"]):
         return why

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import math
 import re
 import typing
@@ -341,6 +342,11 @@ def recipe(name: str) -> Recipe:
     raise RecipeError(f"unknown model name {name[:80]!r}{hint}")
 
 
+@functools.cache
+def _types() -> dict[str, Any]:
+    return typing.get_type_hints(Recipe)
+
+
 def override(base: Recipe, settings: Iterable[str]) -> Recipe:
     """A recipe with some fields set from ``key=value`` texts, as ``--set`` gives them.
 
@@ -352,7 +358,7 @@ def override(base: Recipe, settings: Iterable[str]) -> Recipe:
         RecipeError: not ``key=value``, an unknown key, a value of the wrong type or out of range, or a key that
             is part of the name (train the other name instead).
     """
-    types = typing.get_type_hints(Recipe)
+    types = dict(_types())
     types |= {f"options.{key}": type(value) for key, value in base.options.items()}
     free = [key for key in types if key not in (*_IDENTITY, "options")]
     changes: dict[str, Any] = {}
@@ -379,7 +385,7 @@ def from_dict(fields: dict[str, Any]) -> Recipe:
     Raises:
         RecipeError: fields are missing or unknown, or a value is of the wrong type or out of range.
     """
-    types = typing.get_type_hints(Recipe)
+    types = _types()
     try:
         for key, value in fields.items():
             accepted = {int: (int,), float: (int, float), str: (str,)}.get(types.get(key, object))

@@ -106,7 +106,7 @@ def verify(
     try:
         dataset, reported = facts["recipe"]["dataset"], float(facts["results"]["top1"])
         fingerprint, golden = facts["fingerprints"]["test"], torch.tensor(facts["golden"]["logits"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise WeightsError(f"{release.folder}/config.json lacks what verify compares: {error}") from None
     model = create_model(name, pretrained=True, weights_dir=weights_dir, revision=revision)
     ours = golden_output(model, release.config["pretrained_cfg"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -95,14 +96,13 @@ class Forks:
         while until is not None and not until.exists() and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(after)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            pass
         return self.wait()
 
     def close(self) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(30)
+        self._server.kill()  # it has nothing to put in order
+        self._server.wait()
         self._folder.cleanup()

@@ -93,7 +93,7 @@ def test_one_bit_of_a_checkpoint_is_noticed(whole, short, digits, tmp_path, caps
 def test_no_checkpoint_left_to_read(two_epochs, short, digits):
     """Neither a start from nothing in silence, nor one from half a checkpoint."""
     (newest(two_epochs) / "model.safetensors").write_bytes(b"")
-    with pytest.raises(TrainingError, match="none of the checkpoints .* can be read; start again in another"):
+    with pytest.raises(TrainingError, match=r"none of the checkpoints .* can be read; start again in another"):
         train(short, run_dir=two_epochs, split=digits, cpu=True)
     assert newest(two_epochs).name.startswith("epoch-00002"), "nothing is thrown away"
 
