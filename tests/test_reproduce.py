@@ -206,7 +206,7 @@ def test_a_figure_on_digits_from_end_to_end(world, tmp_path, capsys, monkeypatch
     middle, half = float(pair["top1"]["difference"]), float(pair["top1"]["ci95"])
     assert (middle - half, middle + half) == pytest.approx(tuple(expected), abs=1e-3)
     curve = rows(tmp_path / f"{plan.stem}.curves.csv")
-    assert {row["series"] for row in curve} == {"SupCon", "k1 = 5000, k2 = 1"}
+    assert {row["series"] for row in curve} == {"SupCon", "TCL, k1 = 5000, k2 = 1"}
     assert [int(row["step"]) for row in curve[:3]] == [0, 1, 2]
     page = (tmp_path / f"{plan.stem}.md").read_text()
     assert (
