@@ -79,12 +79,9 @@ def _pairs(pairs: list[Row]) -> list[str]:
     lines = [_line(["", "", "minus", "of", "thesis", "ours (mean)", "n", "95 % interval", ""]), _line(["---"] * 9)]
     for pair in pairs:
         digits = 2 if pair["measure"] == "top1" else 3
-        lines.append(
-            _line(
-                [pair["row"], pair["series"], pair["against"], MEASURES[pair["measure"]], number(pair["thesis"], 2, "+"),
-                 number(pair["difference"], digits, "+"), str(pair["n"]), spread(pair["ci95"], digits), pair["verdict"]]
-            )
-        )  # fmt: skip
+        what = [pair["row"], pair["series"], pair["against"], MEASURES[pair["measure"]]]
+        values = [number(pair["thesis"], 2, "+"), number(pair["difference"], digits, "+"), str(pair["n"])]
+        lines.append(_line([*what, *values, spread(pair["ci95"], digits), pair["verdict"]]))
     return lines
 
 
