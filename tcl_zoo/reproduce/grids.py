@@ -186,7 +186,7 @@ GRIDS: dict[str, Grid] = {
             "TCL's positives pull harder than SupCon's (Theorem 1: hard positives)", moves=True,
         ),
         Grid(
-            "fig-5.6", "Top-1 against k1 on CIFAR-100", "top1", "k1 (0: no hard-positive term)", _sweep(),
+            "fig-5.6", "Top-1 against k1 on CIFAR-100", "top1", "k1 (0 at k2 = 1 is SupCon)", _sweep(),
             "a peak at k1 of 1,000 to 10,000, then a fall, which a larger k2 undoes", numeric=True, moves=True,
         ),
         Grid(
