@@ -145,6 +145,12 @@ def test_scales_out_of_range_are_refused(factor):
         Plan.of(GRIDS["ci"], Scale(factor))
 
 
+def test_a_data_set_brings_its_encoder():
+    plan = Plan.of(GRIDS["ci"], Scale(0.02, dataset="digits"), 1)
+    assert plan.stem == "ci_digits-resnet20-x0.02" and plan.grid.cells[0].row == "digits (R20)"
+    assert plan.jobs()[1].recipe.k1 == 5000 and plan.jobs()[1].recipe.name == "tcl_resnet20_digits"
+
+
 def test_a_table_of_data_sets_keeps_them():
     with pytest.raises(RecipeError, match="stays with its data sets"):
         Plan.of(GRIDS["table-5.1"], TINY)
