@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 
+from tcl_zoo import train as train_module
+from tcl_zoo.datasets import FolderSplit
 from tcl_zoo.errors import RecipeError, TrainingError
 from tcl_zoo.recipes import recipe
 from tcl_zoo.reproduce.grids import GRIDS
@@ -49,6 +52,17 @@ def command(capsys, monkeypatch, *arguments):
         code = stop.code
     out = capsys.readouterr()
     return code, out.out, out.err
+
+
+class StopAfter:
+    """Stands in for the clock: asks to stop after so many steps."""
+
+    def __init__(self, steps):
+        self.steps, self.reason = steps, "test"
+
+    def __call__(self):
+        self.steps -= 1
+        return self.steps < 0
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +180,18 @@ def test_subsets_are_balanced_and_always_the_same(digits):
     assert subset(digits, 10_000) is digits
 
 
+def test_a_streamed_folder_has_subsets_too(tmp_path):
+    for name, colour in (("ant", 10), ("bee", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(np.full((8, 8, 3), colour + i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    whole = FolderSplit(tmp_path, size=8)
+    small = subset(whole, 4)
+    assert len(small) == len(small.files) == 4 and len(whole) == 12
+    assert [file.split("/")[0] for file in small.files] == ["ant", "ant", "bee", "bee"]
+    assert small.labels.tolist() == [small[i][1] for i in range(4)] == [0, 0, 1, 1]
+
+
 def test_intervals_are_scipys():
     values = [74.2, 75.1, 74.9, 75.6, 73.8]
     mean, half = interval(values)
@@ -272,11 +298,19 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(tmp_path, capsys
     assert ours.state(broken).status == "to do"
 
 
-def test_a_stopped_run_goes_on_and_the_list_says_how_far_it_is(tmp_path, world):
+def test_a_stopped_run_goes_on_and_the_list_says_how_far_it_is(tmp_path, world, capsys, monkeypatch):
     _, _, plan = world
     store, job = Store(tmp_path / "runs", tmp_path / "cards"), plan.jobs()[0]
-    assert run_all([job], store, None, time_limit=0.0, cpu=True) == (False, [])
-    assert store.state(job).status != "done"
+    arguments = ["fig-5.5", *ARGUMENTS, "--runs-dir", store.runs, "--results-dir", tmp_path, "--time-limit", "0s"]
+    code, out, _ = command(capsys, monkeypatch, *arguments)
+    assert code == 3 and "the same command goes on" in out
+    assert store.state(job).status == "to do"
+    real = train_module._epochs  # stopped in its third epoch, as by a signal
+    monkeypatch.setattr(train_module, "_epochs", lambda t, r, s: real(t, r, StopAfter(6)))
+    assert run_all([job], store, None, cpu=True) == (False, [])
+    monkeypatch.setattr(train_module, "_epochs", real)
+    assert store.state(job).status == "part" and store.state(job).views == 2 * 4 * 128
+    assert "\n  33 %" in plan.listing(store, plan.jobs())
     assert run_all([job], store, None, cpu=True) == (True, [])
     line = plan.listing(store, plan.jobs()).splitlines()
     assert "1 of 4 runs done" in line[-1] and "SupCon, seed 0" in line[1] and " % " in line[1]
