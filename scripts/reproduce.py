@@ -1,7 +1,9 @@
 """Run, go on with, or only draw the tables and figures of the thesis.
 
-Each NAME trains what stands behind it, skips what is done, and writes results/NAME.csv, .md and .png. `report` writes
-RESULTS.md from the model cards and from what is under results/.
+Each NAME trains what stands behind it, skips what is done, and writes
+results/NAME.csv, .md and .png. `report` writes RESULTS.md from the model cards
+and from what is under results/. A scaled version has its scale in the file
+names, and every page and picture of it says so.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ def _parser() -> Parser:
         description=__doc__,
         example="""
             python scripts/reproduce.py table-5.1 --data-dir data --list
-            python scripts/reproduce.py fig-5.6 --data-dir data --scale 0.1 --encoder resnet20
-            python scripts/reproduce.py all --data-dir data --shard 2/8 --time-limit 9m
-            python scripts/reproduce.py all --render      # from the runs that are finished
+            python scripts/reproduce.py fig-5.6 --scale 0.1 --dataset digits
+            python scripts/reproduce.py all --data-dir data --shard 2/8
+            python scripts/reproduce.py all --render    # from what is finished
             python scripts/reproduce.py report
         """,
     )

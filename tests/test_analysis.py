@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
+import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,3 +212,17 @@ def test_costs_less_than_the_loss_itself():
         tuned_contrastive_loss(x, labels).backward()
 
     assert seconds(lambda: gradient_responses(z, labels)) < 6 * seconds(step)
+
+
+def test_the_training_command_logs_on_request(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "scripts"))
+    spec = importlib.util.spec_from_file_location("train_script", Path(sys.path[0]) / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    arguments = ["supcon_resnet20_digits", "--set", "epochs=1", "--protocol", "none", "--cpu", "--log-gradients", "5"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--run-dir", str(tmp_path / "run")])
+    assert script.main() == 0, capsys.readouterr()
+    lines = read_gradients(tmp_path / "run" / "gradients.jsonl")
+    assert [line["step"] for line in lines] == [0, 5, 10, 15, 20]
+    # SupCon: the shares of one anchor add up to 1, and on this data no positive is pushed away at the start.
+    assert lines[0]["positives"] == pytest.approx(lines[0]["negatives"], rel=1e-3)

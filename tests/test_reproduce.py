@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 
+from tcl_zoo import train as train_module
+from tcl_zoo.datasets import FolderSplit
 from tcl_zoo.errors import RecipeError, TrainingError
 from tcl_zoo.recipes import recipe
 from tcl_zoo.reproduce.grids import GRIDS
@@ -49,6 +52,17 @@ def command(capsys, monkeypatch, *arguments):
         code = stop.code
     out = capsys.readouterr()
     return code, out.out, out.err
+
+
+class StopAfter:
+    """Stands in for the clock: asks to stop after so many steps."""
+
+    def __init__(self, steps):
+        self.steps, self.reason = steps, "test"
+
+    def __call__(self):
+        self.steps -= 1
+        return self.steps < 0
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +159,12 @@ def test_scales_out_of_range_are_refused(factor):
         Plan.of(GRIDS["ci"], Scale(factor))
 
 
+def test_a_data_set_brings_its_encoder():
+    plan = Plan.of(GRIDS["ci"], Scale(0.02, dataset="digits"), 1)
+    assert plan.stem == "ci_digits-resnet20-x0.02" and plan.grid.cells[0].row == "digits (R20)"
+    assert plan.jobs()[1].recipe.k1 == 5000 and plan.jobs()[1].recipe.name == "tcl_resnet20_digits"
+
+
 def test_a_table_of_data_sets_keeps_them():
     with pytest.raises(RecipeError, match="stays with its data sets"):
         Plan.of(GRIDS["table-5.1"], TINY)
@@ -158,6 +178,18 @@ def test_subsets_are_balanced_and_always_the_same(digits):
     again = subset(digits, 100)
     assert torch.equal(small.images, again.images) and torch.equal(small.labels, again.labels)
     assert subset(digits, 10_000) is digits
+
+
+def test_a_streamed_folder_has_subsets_too(tmp_path):
+    for name, colour in (("ant", 10), ("bee", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(np.full((8, 8, 3), colour + i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    whole = FolderSplit(tmp_path, size=8)
+    small = subset(whole, 4)
+    assert len(small) == len(small.files) == 4 and len(whole) == 12
+    assert [file.split("/")[0] for file in small.files] == ["ant", "ant", "bee", "bee"]
+    assert small.labels.tolist() == [small[i][1] for i in range(4)] == [0, 0, 1, 1]
 
 
 def test_intervals_are_scipys():
@@ -206,7 +238,7 @@ def test_a_figure_on_digits_from_end_to_end(world, tmp_path, capsys, monkeypatch
     middle, half = float(pair["top1"]["difference"]), float(pair["top1"]["ci95"])
     assert (middle - half, middle + half) == pytest.approx(tuple(expected), abs=1e-3)
     curve = rows(tmp_path / f"{plan.stem}.curves.csv")
-    assert {row["series"] for row in curve} == {"SupCon", "k1 = 5000, k2 = 1"}
+    assert {row["series"] for row in curve} == {"SupCon", "TCL, k1 = 5000, k2 = 1"}
     assert [int(row["step"]) for row in curve[:3]] == [0, 1, 2]
     page = (tmp_path / f"{plan.stem}.md").read_text()
     assert (
@@ -266,11 +298,19 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(tmp_path, capsys
     assert ours.state(broken).status == "to do"
 
 
-def test_a_stopped_run_goes_on_and_the_list_says_how_far_it_is(tmp_path, world):
+def test_a_stopped_run_goes_on_and_the_list_says_how_far_it_is(tmp_path, world, capsys, monkeypatch):
     _, _, plan = world
     store, job = Store(tmp_path / "runs", tmp_path / "cards"), plan.jobs()[0]
-    assert run_all([job], store, None, time_limit=0.0, cpu=True) == (False, [])
-    assert store.state(job).status != "done"
+    arguments = ["fig-5.5", *ARGUMENTS, "--runs-dir", store.runs, "--results-dir", tmp_path, "--time-limit", "0s"]
+    code, out, _ = command(capsys, monkeypatch, *arguments)
+    assert code == 3 and "the same command goes on" in out
+    assert store.state(job).status == "to do"
+    real = train_module._epochs  # stopped in its third epoch, as by a signal
+    monkeypatch.setattr(train_module, "_epochs", lambda t, r, s: real(t, r, StopAfter(6)))
+    assert run_all([job], store, None, cpu=True) == (False, [])
+    monkeypatch.setattr(train_module, "_epochs", real)
+    assert store.state(job).status == "part" and store.state(job).views == 2 * 4 * 128
+    assert "\n  33 %" in plan.listing(store, plan.jobs())
     assert run_all([job], store, None, cpu=True) == (True, [])
     line = plan.listing(store, plan.jobs()).splitlines()
     assert "1 of 4 runs done" in line[-1] and "SupCon, seed 0" in line[1] and " % " in line[1]

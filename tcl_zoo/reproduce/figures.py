@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-from ..pictures import _COLOURS, _MARKERS
+from ..pictures import _MARKERS
 from .grids import SUPCON, TCL
 from .markdown import scale_note
 from .plan import Plan
 
 _FIXED = {TCL: "#0072B2", SUPCON: "#D55E00", "cross-entropy": "#000000"}
-_FREE = [colour for colour in _COLOURS if colour not in _FIXED.values()]
+_FREE = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
 _STYLES = ("-", "--", "-.", ":")
 
 
 def _look(names: list[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and dashes of each series: TCL and SupCon look the same in every picture."""
-    free, look = iter(_FREE * 3), {}
+    taken = {_FIXED.get(name) for name in names}
+    free, look = itertools.cycle(colour for colour in _FREE if colour not in taken), {}
     for i, name in enumerate(names):
         colour = _FIXED.get(name) or next(free)
         look[name] = {"color": colour, "marker": _MARKERS[i % len(_MARKERS)], "linestyle": _STYLES[i % len(_STYLES)]}
@@ -116,7 +118,6 @@ def gradient_figure(plan: Plan, curves: list[dict[str, Any]], path: Path) -> Non
                 axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.set_title(f"from all {which}", fontsize=12)
         axes.set_xlabel(plan.grid.axis, fontsize=12)
-        axes.set_ylim(bottom=0)
     panels[0].set_ylabel("mean gradient magnitude per anchor\n(units of 1/temperature)", fontsize=12)
     _finish(figure, panels[0], path, list(panels))
 

@@ -108,7 +108,7 @@ def _loss(k1: float, k2: float, against: tuple[float, float] | None = (0, 1)) ->
 
 
 def _line(k1: float, k2: float) -> str:
-    return SUPCON if (k1, k2) == (0, 1) else f"k1 = {k1:g}, k2 = {k2:g}"
+    return SUPCON if (k1, k2) == (0, 1) else f"TCL, k1 = {k1:g}, k2 = {k2:g}"
 
 
 def _sweep() -> tuple[Cell, ...]:
@@ -183,20 +183,21 @@ GRIDS: dict[str, Grid] = {
         Grid(
             "fig-5.5", "Gradient responses of SupCon and TCL on CIFAR-100", "gradients", "optimisation step",
             (_loss(0, 1), _loss(5000, 1)),
-            "TCL's positives pull harder than SupCon's", moves=True,
+            "TCL's positives pull harder than SupCon's (Theorem 1: hard positives)", moves=True,
         ),
         Grid(
-            "fig-5.6", "Top-1 against k1 on CIFAR-100", "top1", "k1 (0: no hard-positive term)", _sweep(),
+            "fig-5.6", "Top-1 against k1 on CIFAR-100", "top1", "k1 (0 at k2 = 1 is SupCon)", _sweep(),
             "a peak at k1 of 1,000 to 10,000, then a fall, which a larger k2 undoes", numeric=True, moves=True,
         ),
         Grid(
             "fig-5.7", "Gradient responses at several k1, k2 = 1, on CIFAR-100", "gradients", "optimisation step",
-            tuple(_loss(k1, 1) for k1 in K1), "the positives' response grows with k1", moves=True,
+            tuple(_loss(k1, 1) for k1 in K1),
+            "the positives' response grows with k1 (Theorem 1: hard positives)", moves=True,
         ),
         Grid(
             "fig-5.8", "Gradient responses at two k2 on CIFAR-100", "gradients", "optimisation step",
             tuple(_loss(k1, k2, (k1, 1)) for k1 in (5000, 50_000) for k2 in K2),
-            "the negatives' response grows with k2", moves=True,
+            "the negatives' response grows with k2 (Theorem 2)", moves=True,
         ),
         Grid(
             "ci", "SupCon and TCL on CIFAR-100 over many seeds", "top1", "data set (encoder)",

@@ -9,7 +9,7 @@ from ..runs import write_atomically
 from .plan import MISSING, Plan
 
 Row = dict[str, Any]
-_NAMES = {"top1": "top-1", "positives": "response of positives", "negatives": "response of negatives"}
+MEASURES = {"top1": "top-1", "positives": "response of positives", "negatives": "response of negatives"}
 _RESPONSES = (
     "Positives, negatives: mean gradient magnitude per anchor from all positives and from all negatives, without the "
     "common factor 1/temperature (`tcl_zoo.analysis.gradient_responses`), averaged over the training's steps."
@@ -79,12 +79,9 @@ def _pairs(pairs: list[Row]) -> list[str]:
     lines = [_line(["", "", "minus", "of", "thesis", "ours (mean)", "n", "95 % interval", ""]), _line(["---"] * 9)]
     for pair in pairs:
         digits = 2 if pair["measure"] == "top1" else 3
-        lines.append(
-            _line(
-                [pair["row"], pair["series"], pair["against"], _NAMES[pair["measure"]], number(pair["thesis"], 2, "+"),
-                 number(pair["difference"], digits, "+"), str(pair["n"]), spread(pair["ci95"], digits), pair["verdict"]]
-            )
-        )  # fmt: skip
+        what = [pair["row"], pair["series"], pair["against"], MEASURES[pair["measure"]]]
+        values = [number(pair["thesis"], 2, "+"), number(pair["difference"], digits, "+"), str(pair["n"])]
+        lines.append(_line([*what, *values, spread(pair["ci95"], digits), pair["verdict"]]))
     return lines
 
 
@@ -96,7 +93,9 @@ def number(value: float | None, digits: int | None = None, sign: str = "") -> st
     """A number for a table, ``-`` for None."""
     if value is None:
         return "-"
-    return f"{value:{sign},.{digits}f}" if digits is not None else f"{value:{sign}g}"
+    if digits is None:  # as the thesis prints it
+        digits = 1 if round(value, 1) == value else 2
+    return f"{value:{sign},.{digits}f}"
 
 
 def spread(half: float | None, digits: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..recipes import recipe
 from ..runs import write_atomically
 from ..thesis import REPORTED
 from .grids import GRIDS, Grid
-from .markdown import _line, number
+from .markdown import MEASURES, _line, number, spread
 from .plan import MISSING, duration
 from .scale import IMAGES
 
@@ -37,8 +38,8 @@ def write_overview(results: Path, cards: Path, path: Path) -> Path:
         for file in sorted(results.glob("*.csv"))
         if not file.stem.endswith((".pairs", ".curves"))
     }
-    lines = [_INTRO, "## At a glance", "", *_glance(tables), "", "## The thesis's figures and the released models", ""]
-    lines += [*_released(cards), ""]
+    lines = [_INTRO, "## At a glance", "", *_glance(tables), "", *_orderings(results)]
+    lines += ["## The thesis's figures and the released models", "", *_released(cards), ""]
     for name, grid in GRIDS.items():
         lines += _section(name, grid, tables, results, path)
     text = "\n".join(lines).rstrip() + "\n"
@@ -57,8 +58,12 @@ def _scaled(name: str, tables: dict[str, list[dict[str, str]]]) -> list[str]:
 
 def _count(rows: list[dict[str, str]]) -> str:
     missing = sum(row["status"].startswith(MISSING) for row in rows)
+    runs = sorted({int(row["n"] or 0) for row in rows} - {0})
     done = sum(int(row["n"] or 0) > 0 for row in rows)
-    return f"{done} of {len(rows)} cells" + (f" ({missing} without a recipe yet)" if missing else "")
+    text = f"{done} of {len(rows)} cells"
+    if runs:
+        text += f", {runs[0]} to {runs[-1]} runs each" if len(runs) > 1 else f", {runs[0]} run{'s'[: runs[0] > 1]} each"
+    return text + (f" ({missing} without a recipe yet)" if missing else "")
 
 
 def _glance(tables: dict[str, list[dict[str, str]]]) -> list[str]:
@@ -71,13 +76,32 @@ def _glance(tables: dict[str, list[dict[str, str]]]) -> list[str]:
     return lines
 
 
+def _orderings(results: Path) -> list[str]:
+    """Every paired difference over at least two seeds: whether the thesis's ordering is seen."""
+    lines = []
+    for file in sorted(results.glob("*.pairs.csv")):
+        for pair in _rows(file):
+            if int(pair["n"]) > 1:
+                digits = 2 if pair["measure"] == "top1" else 3
+                what = f"{pair['series']} - {pair['against']}"
+                value = f"{number(float(pair['difference']), digits, '+')} {spread(float(pair['ci95']), digits)}"
+                where = file.name.removesuffix(".pairs.csv")
+                row = " ".join(filter(None, (pair["row"], what)))
+                lines.append(_line([where, row, MEASURES[pair["measure"]], value, pair["n"], pair["verdict"]]))
+    if not lines:
+        return []
+    head = [_line(["", "difference", "of", "mean, 95 % interval", "seeds", "the first is"]), _line(["---"] * 6)]
+    return ["## What the intervals say", "", "Paired by seed; at least two seeds.", "", *head, *lines, ""]
+
+
 def _section(name: str, grid: Grid, tables: dict[str, list[dict[str, str]]], results: Path, path: Path) -> list[str]:
     lines = [f"## {name}", "", f"{grid.title}. The thesis: {grid.expected}.", ""]
     rows, smaller = tables.get(name, []), _scaled(name, tables)
     if any(int(row["n"] or 0) for row in rows):
         lines += _page(results / f"{name}.md", path, "Full scale")
     else:
-        lines += ["Full scale: not run yet.", "", f"    python scripts/reproduce.py {name} --data-dir data", ""]
+        known = f" ([the thesis's figures]({_beside(results, path)}/{name}.md))" if rows else ""
+        lines += [f"Full scale: not run yet{known}.", "", f"    python scripts/reproduce.py {name} --data-dir data", ""]
     for stem in smaller:
         lines += _page(results / f"{stem}.md", path, f"Scaled: {stem.partition('_')[2]}")
     return lines
@@ -86,12 +110,14 @@ def _section(name: str, grid: Grid, tables: dict[str, list[dict[str, str]]], res
 def _page(file: Path, path: Path, title: str) -> list[str]:
     """A rendered page without its title, its picture's path seen from the overview."""
     body = file.read_text(encoding="utf-8").split("\n", 2)[2].strip()
-    try:
-        folder = file.parent.resolve().relative_to(path.parent.resolve()).as_posix()
-    except ValueError:
-        folder = file.parent.as_posix()
+    folder = _beside(file.parent, path)
     pictures = [line.replace("](", f"]({folder}/") if line.startswith("![") else line for line in body.split("\n")]
     return [f"### {title}", "", *pictures, ""]
+
+
+def _beside(folder: Path, path: Path) -> str:
+    """A folder as a link in the page at ``path``."""
+    return Path(os.path.relpath(folder.resolve(), path.parent.resolve())).as_posix()
 
 
 def _released(cards: Path) -> list[str]:

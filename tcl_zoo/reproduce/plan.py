@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import RecipeError
+from ..recipes import DATA
 from .grids import Cell, Grid
 from .runner import State, Store, rates, seconds_left
 from .scale import Job, Scale, moved, scaled
@@ -48,6 +50,8 @@ class Plan:
         """
         if not 0 < scale.factor <= 1:
             raise RecipeError(f"--scale takes a share of the training steps above 0 and at most 1, got {scale.factor}")
+        if scale.dataset and not scale.encoder:
+            scale = dataclasses.replace(scale, encoder=DATA[scale.dataset].thesis_encoder)
         grid, seeds = moved(grid, scale), seeds or grid.seeds
         entries = []
         for seed in range(seeds):
