@@ -7,7 +7,7 @@ and position. A run that stops and goes on, or that is spread over more processe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class Batches:
         device: where the views are made.
         rank, world: this process and the number of processes; each gets its slice of every batch.
         workers: DataLoader workers of a streamed folder.
+        normalise: how to prepare the views, instead of by the data set's mean and deviation.
 
     Raises:
         ValueError: fewer images than a batch, or a batch that does not divide by the processes.
@@ -76,6 +77,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len(split) < batch_images:
             raise ValueError(f"{len(split)} images do not fill one batch of {batch_images}")
@@ -89,7 +91,7 @@ class Batches:
         streamed = isinstance(split, FolderSplit)
         size = split.size if isinstance(split, FolderSplit) else split.images.shape[-1]
         self.augment = Augment(augmentation, size, padding=crop_padding, cropped=streamed)
-        self.normalise = Normalise(dataset, self.device)
+        self.normalise = normalise or Normalise(dataset, self.device)
         if isinstance(split, Split):
             self._images = split.images.to(self.device)
             self._labels = split.labels.to(self.device)

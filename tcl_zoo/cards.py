@@ -8,6 +8,7 @@ from typing import Any
 
 from . import index
 from .datasets import DATASETS
+from .downstream_cards import finetuned_card, finetuned_metadata
 from .thesis import reported
 
 _OBJECTIVES = {
@@ -76,6 +77,8 @@ def metadata(config: dict[str, Any]) -> Any:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
+    if "parent" in config["tcl_zoo"]:
+        return finetuned_metadata(config)
     facts, name = config["tcl_zoo"], config["tcl_zoo"]["name"]
     info = DATASETS[facts["recipe"]["dataset"]]
     result = EvalResult(
@@ -117,6 +120,8 @@ def card(
     from huggingface_hub import ModelCard
 
     facts = config["tcl_zoo"]
+    if "parent" in facts:
+        return finetuned_card(config, pictures, interval)
     recipe, environment = facts["recipe"], facts["environment"]
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())

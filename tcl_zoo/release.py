@@ -32,7 +32,7 @@ from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
 PROJECTOR_FILE, CARD_FILE = "projector.safetensors", "README.md"
-_HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
+HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
 
 
 def release(
@@ -66,8 +66,8 @@ def release(
     settings = read_recipe_file(run_dir / "recipe.json")["settings"]
     metrics = Run(run_dir, trained, settings).metrics()
     parameters = sum(p.numel() for p in model.parameters())
-    dtype = torch.float16 if parameters > _HALF_ABOVE else torch.float32
-    state = {k: _cast(v, dtype) for k, v in model.state_dict().items()}
+    dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
+    state = {k: cast(v, dtype) for k, v in model.state_dict().items()}
     model.load_state_dict(state)  # measure what is released: load_state_dict widens the rounded values again
     data = safetensors.torch.save(state, {"format": "pt"})
     cfg = pretrained_cfg(trained.dataset)
@@ -115,7 +115,7 @@ def release(
         embedding(rows, test.labels, test.classes, f"{trained.name}: features", part / "embedding.png")
         if (run_dir / PROJECTOR_FILE).is_file():
             projector = safetensors.torch.load_file(run_dir / PROJECTOR_FILE)
-            projector = {k: _cast(v, dtype) for k, v in projector.items()}
+            projector = {k: cast(v, dtype) for k, v in projector.items()}
             safetensors.torch.save_file(projector, part / PROJECTOR_FILE, {"format": "pt"})
         write_card(part)
         target = out_dir / trained.name
@@ -127,7 +127,8 @@ def release(
     return target
 
 
-def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Floating-point tensors in ``dtype``, all contiguous."""
     return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
 
 

@@ -13,13 +13,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from safetensors.torch import save_file
 from torch import nn
 
 from .errors import TrainingError
-from .recipes import Recipe, from_dict
+from .recipes import from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
 
@@ -45,6 +45,13 @@ def save_module(path: Path, module: nn.Module) -> None:
     write_atomically(path, lambda part: save_file(state, part))
 
 
+class Plan(Protocol):
+    """What a run was asked for: a :class:`tcl_zoo.Recipe`, or another frozen set of values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON takes them."""
+
+
 class Run:
     """One run folder, held by one training at a time.
 
@@ -52,13 +59,20 @@ class Run:
         folder: made if it does not exist.
         recipe: what is trained in it.
         settings: what else must be the same when the run goes on (precision).
+        parse: reads back what ``recipe.to_dict()`` wrote.
 
     Raises:
         TrainingError: the folder cannot be written, belongs to another recipe, or is in use.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], recipe: Recipe, settings: dict[str, Any]) -> None:
-        self.folder, self.recipe = Path(folder), recipe
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        recipe: Plan,
+        settings: dict[str, Any],
+        parse: Callable[[dict[str, Any]], Plan] = from_dict,
+    ) -> None:
+        self.folder, self.recipe, self._parse = Path(folder), recipe, parse
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoint"
         self._lock: IO[str] | None = None
@@ -67,7 +81,7 @@ class Run:
             if recipe_file.exists():
                 self._compare(recipe_file, settings)
             elif self.folder.exists() and any(self.folder.iterdir()):
-                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another --run-dir")
+                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another run folder")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if not recipe_file.exists():
                 write_json(recipe_file, {"recipe": recipe.to_dict(), "settings": settings})
@@ -75,13 +89,13 @@ class Run:
             raise TrainingError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
-        stored = read_recipe_file(recipe_file)
+        stored = read_recipe_file(recipe_file, self._parse)
         ours, theirs = self.recipe.to_dict() | settings, stored["recipe"] | stored["settings"]
         differing = [f"{k} ({theirs.get(k)} there, {v} now)" for k, v in ours.items() if theirs.get(k) != v]
         if differing:
             raise TrainingError(
-                f"{self.folder} holds a run of {theirs['name']} with other values: {', '.join(differing[:4])}; "
-                "choose another --run-dir, or give the same values to go on"
+                f"{self.folder} holds a run of {theirs.get('name')} with other values: {', '.join(differing[:4])}; "
+                "choose another run folder, or give the same values to go on"
             )
 
     def lock(self) -> None:
@@ -138,15 +152,15 @@ class Run:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """``recipe.json`` as {recipe, settings}.
+def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Plan] = from_dict) -> dict[str, Any]:
+    """``recipe.json`` as {recipe, settings}; ``parse`` says whether the recipe is one.
 
     Raises:
         TrainingError: missing or not what it should be.
     """
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        from_dict(stored["recipe"])
+        parse(stored["recipe"])
         stored["settings"].items()
     except FileNotFoundError:
         raise TrainingError(f"{path.parent} is not a run folder: it has no {path.name}") from None

@@ -6,31 +6,24 @@ run that stops anywhere and goes on ends with the same weights, to the bit on a 
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
-from . import __version__
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .progress import progress
 from .recipes import Recipe
 from .runs import Run, save_module, write_json
+from .sessions import checkpoint, create_accelerator, environment, resume
 from .stopping import Stop, agreed
 from .trainer import Trainer
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Steps between two looks at the losses: a look waits for the device.
 _LOOK_EVERY = 20
 
@@ -99,7 +92,7 @@ def train(
         )
     run_dir = Path(run_dir or Path("runs") / recipe.name)
     split = split or load(recipe.dataset, data_dir, "train", download=download)
-    accelerator = _accelerator(precision, cpu, log_with, run_dir)
+    accelerator = create_accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
     trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps)
     with accelerator.main_process_first():
@@ -107,7 +100,7 @@ def train(
         if accelerator.is_main_process:
             run.lock()
             run.clean()
-    _resume(trainer, run)
+    resume(trainer, run)
     if log_with:
         accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
     stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
@@ -119,36 +112,6 @@ def train(
     lines = run.metrics()
     loss = lines[-1]["loss"] if lines else math.nan
     return TrainResult(finished, trainer.epoch, run_dir, loss, trainer.seconds)
-
-
-def _accelerator(precision: str, cpu: bool, log_with: str | None, run_dir: Path) -> Accelerator:
-    if precision == "auto":
-        gpu = torch.cuda.is_available() and not cpu
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
-    if precision not in PRECISIONS:
-        raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    if log_with and log_with not in map(str, get_available_trackers()):
-        raise TrainingError(f"{log_with} is not installed: pip install {log_with}")
-    # accelerate remembers the precision of the process's first Accelerator; a second training may want another.
-    AcceleratorState._reset_state()
-    try:
-        return Accelerator(mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir))
-    except (ValueError, ImportError) as error:
-        raise TrainingError(f"accelerate refuses these settings: {error}") from None
-
-
-def _resume(trainer: Trainer, run: Run) -> None:
-    """Loads the newest checkpoint that can be read."""
-    for folder in run.saved():
-        try:
-            trainer.load(folder)
-        except Exception as error:
-            trainer.accelerator.print(f"{folder.name} cannot be read ({type(error).__name__}); trying the one before")
-            continue
-        break
-    if trainer.accelerator.is_main_process:
-        run.rewind_metrics(trainer.epoch)
-    trainer.accelerator.wait_for_everyone()
 
 
 def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
@@ -168,7 +131,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             for group in trainer.optimizer.param_groups:
                 group["lr"] = lr
             if not _epoch(trainer, stop, bar, lr):
-                _checkpoint(trainer, run)
+                checkpoint(trainer, run)
                 accelerator.print(f"stopped ({stop.reason}) in epoch {trainer.epoch + 1} of {recipe.epochs}")
                 return False
             line = {
@@ -183,7 +146,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             if accelerator.is_main_process:
                 run.append_metrics(line)
             accelerator.log({"loss": line["loss"], "lr": lr}, step=trainer.epoch)
-            _checkpoint(trainer, run)
+            checkpoint(trainer, run)
     return True
 
 
@@ -209,43 +172,11 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
     return True
 
 
-def _checkpoint(trainer: Trainer, run: Run) -> None:
-    accelerator = trainer.accelerator
-    if accelerator.num_processes == 1:
-        run.save(trainer.epoch, trainer.step_done, trainer.save)
-        return
-    # Every process adds its random state to one folder, then the main process renames it.
-    shared = run.checkpoints / ".part-shared"
-    trainer.save(shared)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.save(trainer.epoch, trainer.step_done, lambda part: os.replace(shared, part))
-    accelerator.wait_for_everyone()
-
-
 def _save_weights(trainer: Trainer, run: Run) -> None:
     """``encoder.safetensors`` in timm's keys, and the objective's own networks in ``<network>.safetensors``."""
     network = trainer.accelerator.unwrap_model(trainer.network)
     modules = {"encoder": network.encoder, **dict(network.objective.named_children())}
-    write_json(run.folder / "environment.json", _environment(trainer.accelerator))
+    write_json(run.folder / "environment.json", environment(trainer.accelerator))
     for name, module in modules.items():
         if len(module.state_dict()):
             save_module(run.folder / f"{name}.safetensors", module)
-
-
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the weights were made with; goes into the card."""
-    packages = ("torch", "torchvision", "timm", "accelerate", "numpy")
-    software = {"tcl_zoo": __version__, "python": platform.python_version()}
-    software |= {name: importlib.metadata.version(name) for name in packages}
-    if accelerator.device.type == "cuda":
-        hardware = torch.cuda.get_device_name(accelerator.device)
-    else:
-        hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    precision = next(name for name, theirs in PRECISIONS.items() if theirs == accelerator.mixed_precision)
-    return {
-        "software": software,
-        "hardware": hardware,
-        "processes": accelerator.num_processes,
-        "precision": precision,
-    }

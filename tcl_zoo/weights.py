@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,10 @@ from .recipes import ENCODERS, nearest, recipe
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 SOURCES = ("hf-hub:", "local-dir:")
 _ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
-_MODEL_ARGS = {"in_chans", "num_classes"}
+_MODEL_ARGS = {"in_chans", "num_classes", "img_size"}
 # What a configuration may say of its weights. timm's other keys name places to load from (source, file, url,
 # hf_hub_id ...) and would lead past the file that was checked.
-_PRETRAINED_KEYS = {
+PRETRAINED_KEYS = {
     "num_classes", "input_size", "min_input_size", "pool_size", "mean", "std", "interpolation", "crop_pct",
     "first_conv", "classifier", "label_names", "license",
 }  # fmt: skip
@@ -66,8 +67,10 @@ class Release:
         return dict(self.config["tcl_zoo"]["results"])
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, fetched: bool = False) -> dict[str, Any]:
     """``config.json`` of a release folder, its keys, types and ranges checked.
+
+    What was fine-tuned here may be any model of timm's; what was ``fetched`` may not.
 
     Raises:
         WeightsError: missing, no JSON, keys missing or foreign, or an architecture that is not of this zoo.
@@ -94,12 +97,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         missing = [key for key, kind in keys.items() if not isinstance((where or {}).get(key), kind)]
         if missing:
             raise refuse(f"lacks {', '.join(missing)}")
-    if config["architecture"] not in _ARCHITECTURES:
+    own = not fetched and isinstance(config["tcl_zoo"].get("parent"), dict)
+    if config["architecture"] not in _ARCHITECTURES and not (own and re.fullmatch(r"\w+", config["architecture"])):
         raise refuse(f"names the architecture {config['architecture']!r}, which is not of this zoo")
     args, pretrained = config.get("model_args", {}), config["pretrained_cfg"]
     if not isinstance(args, dict) or set(args) - _MODEL_ARGS:
         raise refuse(f"has model_args this zoo does not use: {', '.join(sorted(set(args) - _MODEL_ARGS))}")
-    if foreign := set(pretrained) - _PRETRAINED_KEYS:
+    if foreign := set(pretrained) - PRETRAINED_KEYS:
         raise refuse(f"has pretrained_cfg keys this zoo does not use: {', '.join(sorted(foreign))}")
     size = pretrained["input_size"]
     if len(size) != 3 or not all(isinstance(n, int) and 1 <= n <= 2048 for n in size):
@@ -109,6 +113,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         finite = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
         if not finite or len(values) != size[0] or (key == "std" and 0 in values):
             raise refuse(f"has the {key} {values}")
+    if args.get("img_size", size[-1]) != size[-1]:
+        raise refuse(f"has an img_size other than {size[-1]}")
     if args.get("in_chans", size[0]) != size[0] or not 1 <= config["num_classes"] <= 100_000:
         raise refuse("has an in_chans or num_classes that no release has")
     return config
@@ -213,7 +219,7 @@ def _from_hub(
         try:
             if config_sha256:
                 _hold(folder / CONFIG_FILE, name, config_sha256)
-            config = read_config(folder)
+            config = read_config(folder, fetched=True)
             own = str(config["tcl_zoo"]["sha256"])
             _hold(folder / WEIGHTS_FILE, name, own)
         except WeightsError as error:
