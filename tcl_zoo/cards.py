@@ -8,7 +8,7 @@ from typing import Any
 
 from . import index
 from .datasets import DATASETS
-from .downstream_cards import finetuned_card, finetuned_metadata
+from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
 from .thesis import reported
 
 _OBJECTIVES = {
@@ -129,6 +129,7 @@ def card(
     seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
+    transfer = transfer_section(facts.get("transfer"))
     text = f"""
 # {name}
 
@@ -143,7 +144,7 @@ Input: {gray}{info.size} x {info.size} pixels.
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
 epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}## Use
+{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}{transfer}## Use
 
 {_usage(config, repo_id)}
 

@@ -74,7 +74,8 @@ def open_data(
         data_dir: the folder, or where the known data set is.
         dataset: a known data set (``KNOWN``).
         val: share of each class to hold out.
-        per_class: train on so many images of each class only, drawn with ``seed``; 0 is all.
+        per_class: go by so many training images of each class only, drawn with ``seed``; those held out are among
+            them. 0 is all.
         seed: of what is drawn.
         download: let torchvision fetch a missing data set.
 
@@ -99,12 +100,12 @@ def open_data(
         raise DataError(f"which images? pass --data-dir FOLDER, or --dataset with one of {', '.join(KNOWN)}")
     if len(train.classes) < 2:
         raise DataError(f"{name} has one class only, {train.classes[0]!r}: there is nothing to tell apart; add another")
+    if per_class:
+        train = subset(train, stratified(train.labels, per_class, seed)[1])
     if held is None:
         kept, out = stratified(train.labels, val, seed)
         held = subset(train, out) if len(out) else None
         train = subset(train, kept)
-    if per_class:
-        train = subset(train, stratified(train.labels, per_class, seed)[1])
     return Data(name, train, held, test)
 
 
@@ -193,6 +194,13 @@ def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str,
     if weights_dir is None and (place / CONFIG_FILE).is_file():
         return str(read_config(place)["tcl_zoo"]["name"]), place
     return name, weights_dir
+
+
+def own_name(name: str) -> str:
+    """What a model is called: of a release folder its name, of a run folder the folder's, else what was given."""
+    if (run := run_folder(name)) is not None:
+        return run.resolve().name
+    return by_path(name, None)[0]
 
 
 def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:

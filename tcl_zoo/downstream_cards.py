@@ -86,7 +86,7 @@ One run, seed {results["seed"]}; weights of epoch {results["last_epoch"]} of {re
 
 {matrix}
 
-## Use
+{transfer_section(facts.get("transfer"))}## Use
 
 ```python
 import tcl_zoo
@@ -118,3 +118,30 @@ It knows these {len(labels)} classes and nothing else: it names one of them for 
 not calibrated. Terms of the parent and of the training images apply; whoever publishes this states them.
 """
     return str(ModelCard(f"---\n{finetuned_metadata(config).to_yaml()}\n---\n{text}"))
+
+
+def transfer_section(rows: list[dict[str, Any]] | None) -> str:
+    """What the frozen features are worth on other images, as a section of the card; "" where it was not measured.
+
+    Args:
+        rows: ``transfer`` of the release's ``config.json``: ``dataset``, ``classifier``, ``shots``, ``mean``, ``std``,
+            ``draws`` and ``test_images`` of each setting.
+    """
+    if not rows:
+        return ""
+    shots = sorted({row["shots"] for row in rows}, key=lambda number: (number == 0, number))
+    lines = ["| data set | classifier | " + " | ".join(str(number or "all") for number in shots) + " | test images |"]
+    lines.append("|---|---|" + "---|" * (len(shots) + 1))
+    for dataset, kind in dict.fromkeys((row["dataset"], row["classifier"]) for row in rows):
+        mine = {row["shots"]: row for row in rows if (row["dataset"], row["classifier"]) == (dataset, kind)}
+        cells = []
+        for number in shots:
+            row = mine.get(number)
+            spread = f" ± {row['std']:.1f}" if row and row["draws"] > 1 else ""
+            cells.append(f"{row['mean']:.1f}{spread}" if row else "-")
+        lines.append(f"| {dataset} | {kind} | {' | '.join(cells)} | {next(iter(mine.values()))['test_images']:,} |")
+    draws = max(row["draws"] for row in rows)
+    return (
+        "## Transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard deviation over "
+        f"{draws} draws of them (`tcl-zoo probe`).\n\n" + "\n".join(lines) + "\n\n"
+    )

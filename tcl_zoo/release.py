@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ import torch
 from . import index
 from .cards import card, zoo_table
 from .datasets import load
-from .errors import TrainingError, WeightsError
+from .errors import DataError, TrainingError, WeightsError
 from .evaluate import load_run
 from .features import features, predict
 from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
 from .runs import Run, read_recipe_file, write_atomically, write_json
+from .transfer import read_csv, summarise
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -173,6 +175,33 @@ def render_card(folder: Path, repo_id: str | None = None) -> str:
         return card(config, [path.name for path in folder.glob("*.png")], repo_id)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} lacks what a card says: {error!r}; release the run again") from None
+
+
+def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
+    """Enters low-label and transfer results into a release's ``config.json`` and writes its card again.
+
+    Args:
+        folder: the release folder.
+        table: what ``tcl-zoo probe --csv`` wrote; the lines of this release's name are taken, older ones dropped.
+
+    Returns:
+        The number of settings.
+
+    Raises:
+        DataError: no such table, or nothing in it on this release.
+    """
+    config = read_config(folder)
+    name = config["tcl_zoo"]["name"]
+    found = [asdict(line) for line in summarise(read_csv(table)) if line.model == name]
+    if not found:
+        raise DataError(f"{table} has nothing on {name}; measure it: tcl-zoo probe {name} --dataset ... --csv {table}")
+    for line in found:
+        del line["model"]
+        line |= {"mean": round(line["mean"], 3), "std": round(line["std"], 3)}
+    config["tcl_zoo"]["transfer"] = found
+    write_json(folder / CONFIG_FILE, config)
+    write_card(folder)
+    return len(found)
 
 
 def update_index(

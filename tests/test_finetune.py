@@ -243,8 +243,8 @@ def test_data_set_by_name(released, tmp_path):
 
     result = finetune(PARENT, None, tmp_path / "digits", dataset="digits", weights_dir=released, cpu=True, epochs=1,
                       per_class=5, freeze=-1)  # fmt: skip
-    assert result.results["train_images"] == 50 and result.results["n"] == 360
-    assert result.results["val_images"] == 287
+    assert result.results["train_images"] == 40 and result.results["val_images"] == 10
+    assert result.results["n"] == 360
     assert verify("digits", weights_dir=result.release).ok
 
 

@@ -34,7 +34,7 @@ def register(add: Add) -> None:
     sub.add_argument("--workers", type=int, default=2, help="DataLoader workers of streamed images (default: 2)")
     values = sub.add_argument_group("how to train")
     for option, kind, text in (
-        ("epochs", int, "default: 20, or as many as make 1,000 steps"),
+        ("epochs", int, "default: 20, or as many as make 400 steps"),
         ("batch-size", int, "images per step over all processes (default: 64)"),
         ("lr", float, "peak learning rate (default: 0.001; head only 0.01, --scratch 0.002)"),
         ("optimizer", str, "of timm's (default: adamw)"),
@@ -50,7 +50,7 @@ def register(add: Add) -> None:
         ("ema", float, "decay of averaged weights, say 0.99 (default: none)"),
         ("patience", int, "stop after so many measurements without a better one (default: never)"),
         ("val", float, "share of each class to hold out where there is no val/ (default: 0.2)"),
-        ("per-class", int, "train on so many images of each class only"),
+        ("per-class", int, "go by so many training images of each class only"),
         ("size", int, "pixels a side (default: the model's)"),
         ("seed", int, "default: 0"),
     ):

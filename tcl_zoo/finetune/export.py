@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..downstream import Data, by_path, run_folder
+from ..downstream import Data, by_path, own_name, run_folder
 from ..features import predict
 from ..index import entries
 from ..pictures import confusion, training_curve
@@ -29,10 +29,10 @@ from .plan import Plan
 def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
     """Where a fine-tuning starts from: ``name``, and ``sha256`` where it is a release of this zoo."""
     if not plan.pretrained:
-        return {"name": plan.model, "pretrained": False}
+        return {"name": own_name(plan.model), "pretrained": False}
     if (run := run_folder(plan.model)) is not None:
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
-        return {"name": run.resolve().name, "sha256": digest}
+        return {"name": own_name(plan.model), "sha256": digest}
     name, weights_dir = by_path(plan.model, weights_dir)
     if name.startswith(SOURCES) or weights_dir or name in entries():
         release = locate(name, weights_dir)

@@ -10,7 +10,7 @@ from typing import Any
 from ..augment import POLICIES
 from ..errors import TrainingError
 
-_MIN_STEPS = 1000  # so few images that 20 epochs are fewer steps get more epochs
+_MIN_STEPS = 400  # so few images that 20 epochs are fewer steps get more epochs
 _RATES = {"full": 1e-3, "scratch": 2e-3, "head": 1e-2}
 
 
@@ -22,7 +22,7 @@ class Plan:
         model: the encoder to start from; see :func:`tcl_zoo.downstream.open_model`.
         dataset: a known data set, or "" for a folder.
         pretrained: False starts from random weights, to compare.
-        epochs: passes over the training images; 0 is 20, or as many as make 1,000 steps.
+        epochs: passes over the training images; 0 is 20, or as many as make 400 steps.
         batch_size: images per step over all processes.
         optimizer: of timm's ``create_optimizer_v2``.
         lr: peak learning rate, cosine to a hundredth of it by step; 0 is a default for AdamW.
@@ -39,7 +39,7 @@ class Plan:
         patience: stop after so many measurements without a better one; 0 is never.
         measure: epochs between two measurements on the validation images; 0 is a thirtieth of the epochs.
         val: share of each class to hold out where the data has no validation images.
-        per_class: train on so many images of each class only; 0 is all.
+        per_class: go by so many training images of each class only, those held out among them; 0 is all.
         size: pixels a side; 0 is the model's own, or the images' for a net with the CIFAR stem.
         seed: of the head, the order, the augmentation and what is held out.
     """
