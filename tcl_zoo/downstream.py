@@ -52,8 +52,9 @@ class Data:
 
     def fit(self, cfg: dict[str, Any]) -> Data:
         """The same images at the size and in the channels of timm's ``pretrained_cfg``."""
-        parts = {key: getattr(self, key) for key in ("train", "val", "test")}
-        return dataclasses.replace(self, **{key: part and fit(part, cfg) for key, part in parts.items()})
+        parts = ((key, getattr(self, key)) for key in ("train", "val", "test"))
+        fitted: dict[str, Any] = {key: fit(part, cfg) for key, part in parts if part is not None}
+        return dataclasses.replace(self, **fitted)
 
 
 def open_data(

@@ -237,8 +237,9 @@ def test_any_timm_model_at_another_size(photos, tmp_path):
     assert "random weights" in (result.release / "README.md").read_text()
 
 
-def test_data_set_by_name(released, tmp_path):
-    """Known data: the test images are looked at, and verify measures the folder again."""
+def test_data_set_by_name(tuned, released, tmp_path):
+    """Known data: the test images are looked at, verify measures the folder again, and it could be published."""
+    from tcl_zoo.publish import preview
     from tcl_zoo.verify import verify
 
     result = finetune(PARENT, None, tmp_path / "digits", dataset="digits", weights_dir=released, cpu=True, epochs=1,
@@ -246,6 +247,10 @@ def test_data_set_by_name(released, tmp_path):
     assert result.results["train_images"] == 40 and result.results["val_images"] == 10
     assert result.results["n"] == 360
     assert verify("digits", weights_dir=result.release).ok
+    assert "digits" in preview(result.release, "org/digits", indexed=False)
+    with pytest.raises(WeightsError, match="lacks what verify compares: 'dataset'"):
+        verify("photos", weights_dir=tuned.release)
+    assert "org/photos" in preview(tuned.release, "org/photos", indexed=False)
 
 
 # folders as people have them
@@ -336,7 +341,7 @@ def test_command(photos, released, tmp_path, capsys):
 
 def test_two_processes(photos, released, tmp_path):
     """accelerate's launcher, two gloo processes, head first: as many steps, and about the losses of one process."""
-    values = {"epochs": 2, "freeze": 1, "ema": 0.9}
+    values = {"epochs": 3, "freeze": 1, "ema": 0.9}
     one = tune(photos, tmp_path / "one", released, **values)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tcl_zoo.cli"]

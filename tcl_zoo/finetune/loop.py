@@ -93,7 +93,7 @@ def finetune(
         data_dir, plan.dataset or None, val=plan.val, per_class=plan.per_class, seed=plan.seed, download=download
     )
     out = Path(out or Path("runs") / f"{Path(model).name.replace(':', '-')}-{data.name}")
-    accelerator = create_accelerator(precision, cpu, None, out, partial=plan.freeze > 0)
+    accelerator = create_accelerator(precision, cpu, None, out, partial=plan.freeze != 0)
     set_seed(plan.seed)
     net, size = _model(plan, data, weights_dir)
     parent = parent_facts(plan, weights_dir)

@@ -68,13 +68,12 @@ class Tuner:
         self.schedule = CosineLRScheduler(
             self.optimizer, total, lr_min=plan.lr / 100, warmup_t=int(plan.warmup * total), t_in_epochs=False,
         )  # fmt: skip
-        self.mixup = self.loss = None
-        classes = len(train.classes)
+        self.loss: nn.Module = LabelSmoothingCrossEntropy(plan.smoothing) if plan.smoothing else nn.CrossEntropyLoss()
+        self.mixup = None
         if plan.mixup or plan.cutmix:
+            classes = len(train.classes)
             self.mixup = Mixup(plan.mixup, plan.cutmix, label_smoothing=plan.smoothing, num_classes=classes)
             self.loss = SoftTargetCrossEntropy()
-        else:
-            self.loss = LabelSmoothingCrossEntropy(plan.smoothing) if plan.smoothing else nn.CrossEntropyLoss()
         self.epoch = self.step_done = 0
         self.seconds = 0.0
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
