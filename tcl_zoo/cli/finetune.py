@@ -10,6 +10,8 @@ _FREEZE_ALL = -1
 
 
 def _epochs_or_all(text: str) -> int:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of epochs nor all")
     return _FREEZE_ALL if text == "all" else int(text)
 
 
@@ -22,8 +24,10 @@ def register(add: Add) -> None:
               accelerate launch -m tcl_zoo.cli finetune NAME --data-dir PHOTOS
               """)  # fmt: skip
     sub.add_argument("model", help="a name of this zoo, a release or run folder, or any timm model")
-    sub.add_argument("--data-dir", metavar="DIR", help="<class>/*, or train/<class>/*, val/, test/; or with --dataset:")
-    sub.add_argument("--dataset", metavar="NAME", help="a known data set; then --data-dir is where it is")
+    sub.add_argument(
+        "--data-dir", metavar="DIR", help="holds <class>/*, or train/, val/, test/ of them; or the --dataset"
+    )
+    sub.add_argument("--dataset", metavar="NAME", help="a known data set instead of a folder")
     sub.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
     sub.add_argument("--cpu", action="store_true", help="stay on the CPU")
     weights_option(sub)

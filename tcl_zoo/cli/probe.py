@@ -15,7 +15,7 @@ def register(add: Add) -> None:
               """
               tcl-zoo probe tcl_resnet20_digits --knn 20 200
               tcl-zoo probe tcl_resnet20_digits ce_resnet20_digits \\
-                  --dataset digits mnist PHOTOS --data-dir data --csv scores.csv --picture scores.png
+                  --dataset digits mnist PHOTOS --data-dir data --csv scores.csv
               """)  # fmt: skip
     sub.add_argument("model", nargs="+", help="a name of this zoo, any timm model, a release or run folder")
     sub.add_argument("--dataset", nargs="+", metavar="NAME",
@@ -27,7 +27,7 @@ def register(add: Add) -> None:
                      help="cached: features once, one full-batch fit; thesis: 50 epochs of augmented SGD")  # fmt: skip
     sub.add_argument("--C", type=float, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
     sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K",
-                     help="neighbours (default: 20 200; to compare: the first)")  # fmt: skip
+                     help="neighbours (default: 20 200; the first, to compare)")  # fmt: skip
     several = sub.add_argument_group("to compare (on with several models or data sets, or with --shots)")
     several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
@@ -39,11 +39,9 @@ def register(add: Add) -> None:
 
 
 def _shots(text: str) -> int:
-    if text == "all":
-        return 0
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+    if text != "all" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of images nor all")
+    return 0 if text == "all" else int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
