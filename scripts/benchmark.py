@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tcl_zoo.cli import OK, Parser, guarded
@@ -34,6 +35,7 @@ def main() -> int:
 
     from benchmarks import analysis, augment, loop, loss, probe, ssl, startup
 
+    runs: dict[str, Callable[[bool], None]]
     runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
     runs |= {"analysis": analysis.run, "processes": loop.processes}
     runs |= {"ssl": lambda quick: ssl.run(quick, args.data_dir)}

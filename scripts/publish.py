@@ -31,6 +31,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", default="model_cards", metavar="DIR", help="where release folders live")
     parser.add_argument("--no-index", action="store_true", help="neither read nor write tcl_zoo/index.json")
     parser.add_argument("--cards", action="store_true", help="write all cards again from their config.json; the index")
+    parser.add_argument("--transfer", metavar="CSV", help="enter what tcl-zoo probe --csv wrote into the card of NAME")
     parser.add_argument("--repo-id", metavar="ORG/NAME", help="where to publish")
     parser.add_argument("--org", help="where to publish: ORG/NAME of each release")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
@@ -48,7 +49,9 @@ def _check_use(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("give a NAME, --all, --run-dir or --cards")
     if args.repo_id and (args.org or args.all):
         parser.error("--repo-id is for one release; --org ORG for ORG/NAME of each")
-    if (args.name or args.all) and not (args.repo_id or args.org or args.dry_run):
+    if args.transfer and not args.name:
+        parser.error("--transfer goes with the NAME of a release")
+    if (args.name or args.all) and not (args.repo_id or args.org or args.dry_run or args.transfer):
         parser.error("where to? --repo-id ORG/NAME or --org ORG")
     if args.repo_id and args.repo_id.count("/") != 1:
         parser.error(f"--repo-id takes ORG/NAME, got {args.repo_id!r}")
@@ -63,7 +66,7 @@ def main() -> int:
     _check_use(parser, args)
 
     from tcl_zoo.publish import ReleaseCheckError, preview, publish
-    from tcl_zoo.release import release, update_index
+    from tcl_zoo.release import add_transfer, release, update_index
 
     out, indexed = Path(args.out), not args.no_index
     names = [args.name] if args.name else list(index.entries()) if args.all else []
@@ -71,7 +74,10 @@ def main() -> int:
         folder = release(args.run_dir, out, args.data_dir)
         print(f"released {folder}")
         names = [folder.name] if args.repo_id or args.org or args.dry_run else []
-    if indexed and (args.run_dir or args.cards):
+    if args.transfer:
+        print(f"{args.name}: {add_transfer(out / args.name, args.transfer)} settings entered into the card")
+        names = [args.name] if args.repo_id or args.org or args.dry_run else []
+    if indexed and (args.run_dir or args.cards or args.transfer):
         print(f"the index has {len(update_index(out, cards=args.cards))} names")
     try:
         for name in names:

@@ -7,7 +7,7 @@ and position. A run that stops and goes on, or that is spread over more processe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class Batches:
         rank, world: this process and the number of processes; each gets its slice of every batch.
         workers: DataLoader workers of a streamed folder.
         multi: small crops beside the views; images in memory only.
+        normalise: how to prepare the views, instead of by the data set's mean and deviation.
 
     Raises:
         ValueError: fewer images than a batch, a batch that does not divide by the processes, or small crops of a
@@ -81,6 +82,7 @@ class Batches:
         world: int = 1,
         workers: int = 0,
         multi: MultiCrop | None = None,
+        normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len(split) < batch_images:
             raise ValueError(f"{len(split)} images do not fill one batch of {batch_images}")
@@ -97,7 +99,7 @@ class Batches:
         if multi.count and streamed:
             raise ValueError("small crops (options.local_crops) are cut from images in memory, not from a folder")
         self.groups = view_groups(augmentation, size, views, multi, padding=crop_padding, cropped=streamed)
-        self.normalise = Normalise(dataset, self.device)
+        self.normalise = normalise or Normalise(dataset, self.device)
         if isinstance(split, Split):
             self._images = split.images.to(self.device)
             self._labels = split.labels.to(self.device)

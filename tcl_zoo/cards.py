@@ -9,6 +9,7 @@ from typing import Any
 from . import index
 from ._ssl_recipes import TITLES, unused_fields
 from .datasets import DATASETS
+from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
 from .thesis import reported
 
 _OBJECTIVES = {
@@ -81,6 +82,8 @@ def metadata(config: dict[str, Any]) -> Any:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
+    if "parent" in config["tcl_zoo"]:
+        return finetuned_metadata(config)
     facts, name = config["tcl_zoo"], config["tcl_zoo"]["name"]
     info = DATASETS[facts["recipe"]["dataset"]]
     result = EvalResult(
@@ -122,6 +125,8 @@ def card(
     from huggingface_hub import ModelCard
 
     facts = config["tcl_zoo"]
+    if "parent" in facts:
+        return finetuned_card(config, pictures, interval)
     recipe, environment = facts["recipe"], facts["environment"]
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())
@@ -129,6 +134,7 @@ def card(
     seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
+    transfer = transfer_section(facts.get("transfer"))
     text = f"""
 # {name}
 
@@ -143,7 +149,7 @@ Input: {gray}{info.size} x {info.size} pixels.
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
 epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}## Use
+{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}{transfer}## Use
 
 {_usage(config, repo_id)}
 

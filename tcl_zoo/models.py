@@ -118,6 +118,8 @@ def create_model(
         state[stem] = state[stem].repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
     with_weights = {**cfg, "state_dict": state} if pretrained else {}
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
+    if "img_size" in config.get("model_args", {}):  # of a fine-tuned model with position embeddings
+        timm_kwargs.setdefault("img_size", config["model_args"]["img_size"])
     classes = config["num_classes"] if num_classes is None else num_classes
     # timm copies the state dict of a configuration it is given; loading afterwards spares that. Where it wraps the
     # model (features_only) only the configuration reaches the inside.

@@ -20,10 +20,10 @@ from .recipes import DATA, ENCODERS
 ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
 MAX_WEIGHTS_BYTES = 1_000_000_000  # ResNet-101 in float32 has 0.17
 _MAX_CLASSES, _MAX_SIDE = 25_000, 512
-_MODEL_ARGS = {"in_chans", "num_classes"}
+_MODEL_ARGS = {"in_chans", "num_classes", "img_size"}
 # What a configuration may say of its weights. timm's other keys name places to load from (source, file, url,
 # hf_hub_id ...) and would lead past the file that was checked.
-_PRETRAINED_KEYS = {
+PRETRAINED_KEYS = {
     "num_classes", "input_size", "min_input_size", "pool_size", "mean", "std", "interpolation", "crop_pct",
     "first_conv", "classifier", "label_names", "license",
 }  # fmt: skip
@@ -81,8 +81,11 @@ def parsed(data: bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def complaint(config: Any) -> str:
-    """What is wrong with a release's ``config.json``, or ``""``."""
+def complaint(config: Any, fetched: bool = False) -> str:
+    """What is wrong with a release's ``config.json``, or ``""``.
+
+    What was fine-tuned here may be any model of timm's on any data; what was ``fetched`` may not.
+    """
     shape: dict[str, type] = {"architecture": str, "num_classes": int, "pretrained_cfg": dict, "tcl_zoo": dict}
     inner: dict[str, type] = {"name": str, "recipe": dict, "results": dict, "sha256": str, "bytes": int}
     if not isinstance(config, dict):
@@ -91,17 +94,21 @@ def complaint(config: Any) -> str:
         if missing := _missing(where, keys):
             return f"lacks {missing}"
     facts, args = config["tcl_zoo"], config.get("model_args", {})
-    if config["architecture"] not in ARCHITECTURES:
+    own = not fetched and isinstance(facts.get("parent"), dict)
+    if config["architecture"] not in ARCHITECTURES and not (own and re.fullmatch(r"\w+", config["architecture"])):
         return f"names the architecture {short(config['architecture'])!r}, which is not of this zoo"
     if not isinstance(args, dict):
         return "has model_args that are no object"
     if set(args) - _MODEL_ARGS:
         return f"has model_args this zoo does not use: {short(', '.join(sorted(args)))}"
-    if why := cfg_complaint(config["pretrained_cfg"]):
+    if why := cfg_complaint(config["pretrained_cfg"], own):
         return why
+    size = config["pretrained_cfg"]["input_size"][-1]
+    if args.get("img_size", size) != size:
+        return f"has an img_size other than {size}"
     channels, classes = config["pretrained_cfg"]["input_size"][0], config["num_classes"]
-    own = (args.get("num_classes", classes), config["pretrained_cfg"].get("num_classes", classes))
-    if not 1 <= classes <= _MAX_CLASSES or own != (classes, classes) or args.get("in_chans", channels) != channels:
+    said = (args.get("num_classes", classes), config["pretrained_cfg"].get("num_classes", classes))
+    if not 1 <= classes <= _MAX_CLASSES or said != (classes, classes) or args.get("in_chans", channels) != channels:
         return "has an in_chans or num_classes that no release has"
     if len(config["pretrained_cfg"].get("label_names", range(classes))) != classes:
         return f"has other label_names than {classes}"
@@ -109,17 +116,17 @@ def complaint(config: Any) -> str:
         return "has a num_features or global_pool that no release has"
     if not SHA256.fullmatch(facts["sha256"]) or not 0 < facts["bytes"] <= MAX_WEIGHTS_BYTES:
         return "has a sha256 or bytes that no file of weights has"
-    if "dataset" in facts["recipe"] and facts["recipe"]["dataset"] not in list(DATA):
+    if not own and "dataset" in facts["recipe"] and facts["recipe"]["dataset"] not in list(DATA):
         return f"has the unknown data set {short(facts['recipe']['dataset'])}"
     top1 = facts["results"].get("top1", 0)
     return "" if _number(top1, 0, 100) else f"has the top1 {short(top1)}"
 
 
-def cfg_complaint(cfg: dict[str, Any]) -> str:
-    """What is wrong with a ``pretrained_cfg``, or ``""``."""
+def cfg_complaint(cfg: dict[str, Any], own: bool = False) -> str:
+    """What is wrong with a ``pretrained_cfg``, or ``""``; ``own``: of any model of timm's."""
     if missing := _missing(cfg, {"input_size": list, "mean": list, "std": list, "interpolation": str}):
         return f"lacks {missing}"
-    if foreign := set(cfg) - _PRETRAINED_KEYS:
+    if foreign := set(cfg) - PRETRAINED_KEYS:
         return f"has pretrained_cfg keys this zoo does not use: {short(', '.join(sorted(foreign)))}"
     size = cfg["input_size"]
     for key in {"input_size", "min_input_size"} & set(cfg):
@@ -139,7 +146,7 @@ def cfg_complaint(cfg: dict[str, Any]) -> str:
         return "has label_names or a license that are no texts"
     if type(cfg.get("num_classes", 1)) is not int:
         return f"has the num_classes {short(cfg['num_classes'])}"
-    other = [key for key, value in _FIXED.items() if cfg.get(key, value) != value]
+    other = [key for key, value in _FIXED.items() if cfg.get(key, value) != value and not (own and _named(cfg[key]))]
     return f"has the {other[0]} {short(cfg[other[0]])!r}" if other else ""
 
 
@@ -147,6 +154,12 @@ def _missing(where: Any, keys: Mapping[str, type]) -> str:
     """The keys that are absent or of another type; a bool is no int here."""
     values = where if isinstance(where, dict) else {}
     return ", ".join(key for key, kind in keys.items() if type(values.get(key)) is not kind)
+
+
+def _named(layers: Any) -> bool:
+    """Whether it names layers of a model, as timm's ``first_conv`` and ``classifier`` do."""
+    names = layers if isinstance(layers, list) else [layers]
+    return all(name is None or (isinstance(name, str) and re.fullmatch(r"[\w.]+", name)) for name in names)
 
 
 def _number(value: Any, least: float, most: float) -> bool:

@@ -115,3 +115,47 @@ def embedding(features: Tensor, labels: Tensor, classes: tuple[str, ...], title:
     columns = 10 if max(map(len, names)) <= 4 else 5
     figure.legend(handles, names, loc="outside lower center", ncols=columns, markerscale=2, frameon=False)
     figure.savefig(path)
+
+
+def panels(
+    found: dict[str, dict[str, list[tuple[int, float, float]]]],
+    ticks: list[str],
+    xlabel: str,
+    ylabel: str,
+    path: Path,
+) -> None:
+    """Small multiples: a panel per key, in it a curve per name with error bars.
+
+    Args:
+        found: panel -> curve -> (position on the x axis, value, half length of the bar).
+        ticks: labels of the positions.
+        xlabel, ylabel: of all panels.
+        path: of the PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    names = list(dict.fromkeys(name for curves in found.values() for name in curves))
+    figure = Figure(figsize=(max(8, 4 * columns), 3.6 * rows + 0.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (title, curves) in zip(grid, found.items(), strict=False):
+        for name, points in curves.items():
+            i = names.index(name)
+            x, y, bar = zip(*((at + 0.04 * i, *rest) for at, *rest in sorted(points)), strict=True)  # side by side
+            axes.errorbar(
+                x, y, bar, color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i // len(_COLOURS) % len(_MARKERS)],
+                linewidth=1.8, capsize=3, label=name,
+            )  # fmt: skip
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.grid(alpha=0.3)
+    for axes in grid[len(found) :]:
+        axes.set_axis_off()
+    handles = {label: h for axes in grid for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=min(3, len(names)), frameon=False
+    )
+    figure.savefig(path)

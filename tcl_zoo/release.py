@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ import torch
 from . import index
 from .cards import card, zoo_table
 from .datasets import load
-from .errors import TrainingError, WeightsError
+from .errors import DataError, TrainingError, WeightsError
 from .evaluate import load_run
 from .features import features, predict
 from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
 from .runs import Run, read_recipe_file, write_atomically, write_json
+from .transfer import read_csv, summarise
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
 PROJECTOR_FILE, CARD_FILE = "projector.safetensors", "README.md"
-_HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
+HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
 
 
 def release(
@@ -66,8 +68,8 @@ def release(
     settings = read_recipe_file(run_dir / "recipe.json")["settings"]
     metrics = Run(run_dir, trained, settings).metrics()
     parameters = sum(p.numel() for p in model.parameters())
-    dtype = torch.float16 if parameters > _HALF_ABOVE else torch.float32
-    state = {k: _cast(v, dtype) for k, v in model.state_dict().items()}
+    dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
+    state = {k: cast(v, dtype) for k, v in model.state_dict().items()}
     model.load_state_dict(state)  # measure what is released: load_state_dict widens the rounded values again
     data = safetensors.torch.save(state, {"format": "pt"})
     cfg = pretrained_cfg(trained.dataset)
@@ -115,7 +117,7 @@ def release(
         embedding(rows, test.labels, test.classes, f"{trained.name}: features", part / "embedding.png")
         if (run_dir / PROJECTOR_FILE).is_file():
             projector = safetensors.torch.load_file(run_dir / PROJECTOR_FILE)
-            projector = {k: _cast(v, dtype) for k, v in projector.items()}
+            projector = {k: cast(v, dtype) for k, v in projector.items()}
             safetensors.torch.save_file(projector, part / PROJECTOR_FILE, {"format": "pt"})
         write_card(part)
         target = out_dir / trained.name
@@ -127,7 +129,8 @@ def release(
     return target
 
 
-def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Floating-point tensors in ``dtype``, all contiguous."""
     return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
 
 
@@ -172,6 +175,33 @@ def render_card(folder: Path, repo_id: str | None = None) -> str:
         return card(config, [path.name for path in folder.glob("*.png")], repo_id)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} lacks what a card says: {error!r}; release the run again") from None
+
+
+def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
+    """Enters low-label and transfer results into a release's ``config.json`` and writes its card again.
+
+    Args:
+        folder: the release folder.
+        table: what ``tcl-zoo probe --csv`` wrote; the lines of this release's name are taken, older ones dropped.
+
+    Returns:
+        The number of settings.
+
+    Raises:
+        DataError: no such table, or nothing in it on this release.
+    """
+    config = read_config(folder)
+    name = config["tcl_zoo"]["name"]
+    found = [asdict(line) for line in summarise(read_csv(table)) if line.model == name]
+    if not found:
+        raise DataError(f"{table} has nothing on {name}; measure it: tcl-zoo probe {name} --dataset ... --csv {table}")
+    for line in found:
+        del line["model"]
+        line |= {"mean": round(line["mean"], 3), "std": round(line["std"], 3)}
+    config["tcl_zoo"]["transfer"] = found
+    write_json(folder / CONFIG_FILE, config)
+    write_card(folder)
+    return len(found)
 
 
 def update_index(

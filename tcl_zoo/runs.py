@@ -15,13 +15,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from safetensors.torch import save_file
 from torch import nn
 
 from .errors import RunInUseError, TrainingError
-from .recipes import Recipe, from_dict
+from .recipes import from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
 _SUMS = "sha256.json"
@@ -67,6 +67,13 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+class Plan(Protocol):
+    """What a run was asked for: a :class:`tcl_zoo.Recipe`, or another frozen set of values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON takes them."""
+
+
 class Run:
     """One run folder, held by one training at a time.
 
@@ -74,6 +81,7 @@ class Run:
         folder: made if it does not exist.
         recipe: what is trained in it.
         settings: what else must be the same when the run goes on (precision).
+        parse: reads back what ``recipe.to_dict()`` wrote.
         hold: keep other trainings out, until :meth:`release` or the end of this process, and remove what a killed
             one left half-written; the main process of a training asks for it.
 
@@ -82,9 +90,14 @@ class Run:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], recipe: Recipe, settings: dict[str, Any], hold: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        recipe: Plan,
+        settings: dict[str, Any],
+        parse: Callable[[dict[str, Any]], Plan] = from_dict,
+        hold: bool = False,
     ) -> None:
-        self.folder, self.recipe = Path(folder), recipe
+        self.folder, self.recipe, self._parse = Path(folder), recipe, parse
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoint"
         self._lock: IO[str] | None = None
@@ -111,10 +124,10 @@ class Run:
         )
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
-        stored = read_recipe_file(recipe_file)
-        # Through a Recipe: a folder of an older version lacks fields that came since, and had their defaults.
+        stored = read_recipe_file(recipe_file, self._parse)
+        # Through a Plan: a folder of an older version lacks fields that came since, and had their defaults.
         ours = self.recipe.to_dict() | settings
-        theirs = from_dict(stored["recipe"]).to_dict() | stored["settings"]
+        theirs = self._parse(stored["recipe"]).to_dict() | stored["settings"]
         differing = [
             f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
             for key in ours | theirs
@@ -122,8 +135,8 @@ class Run:
         ]
         if differing:
             raise TrainingError(
-                f"{self.folder} holds a run of {theirs['name']} with other values: {', '.join(differing[:4])}; "
-                "choose another --run-dir, or give the same values to go on"
+                f"{self.folder} holds a run of {theirs.get('name')} with other values: {', '.join(differing[:4])}; "
+                "choose another run folder, or give the same values to go on"
             )
 
     def lock(self) -> None:
@@ -222,15 +235,15 @@ def _sums(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """``recipe.json`` as {recipe, settings}.
+def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Plan] = from_dict) -> dict[str, Any]:
+    """``recipe.json`` as {recipe, settings}; ``parse`` says whether the recipe is one.
 
     Raises:
         TrainingError: missing or not what it should be.
     """
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        from_dict(stored["recipe"])
+        parse(stored["recipe"])
         stored["settings"].items()
     except FileNotFoundError:
         raise TrainingError(f"{path.parent} is not a run folder: it has no {path.name}") from None

@@ -50,6 +50,7 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
         folders: the class folders in label order; default: all of them, sorted.
         classes: class names in label order; default: the folder names.
         size, channels: S in pixels; 3 (decoded to RGB) or 1 (to grey).
+        samples: paths below ``folder`` with their labels, instead of class folders; in this order.
 
     Raises:
         DataError: no class folders, or one without images; an item: a file that does not decode.
@@ -62,12 +63,17 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
         classes: Sequence[str] | None = None,
         size: int = 224,
         channels: int = 3,
+        samples: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         from torchvision.transforms import v2
 
         self.folder, self.size, self.channels = Path(folder), size, channels
         self.views, self.seed, self.epoch = 1, 0, 0
         self.transform: Any = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        if samples is not None:
+            self.files, self.classes = [file for file, _ in samples], tuple(classes or ())
+            self.labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+            return
         if not (folders := folders or subfolders(self.folder)):
             raise DataError(f"{self.folder} has no class folders: it needs <class>/*.png")
         self.classes = tuple(classes or folders)
@@ -155,6 +161,37 @@ def loader(dataset: Dataset[Any], batches: Iterable[Any], workers: int = 0) -> D
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def subset(split: Split | FolderSplit, indices: Tensor) -> Split | FolderSplit:
+    """These images of a split, in this order; the classes stay all."""
+    if isinstance(split, Split):
+        indices = indices.to(split.labels.device)
+        return Split(split.images[indices], split.labels[indices], split.classes)
+    part = copy.copy(split)
+    part.files, part.labels = [split.files[i] for i in indices.tolist()], split.labels[indices]
+    return part
+
+
+def stratified(labels: Tensor, held: float | int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Indices (kept, held) of a seeded split by class, each in order.
+
+    Args:
+        labels: [N] classes.
+        held: a share of each class below 1 (at least one image, where it has two or more; an only image is kept), or
+            a number of images of each class, all of it where it has fewer.
+        seed: of the draw. What is held at a smaller number is held at a larger one, too.
+    """
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    order = torch.argsort(labels.cpu(), stable=True)
+    for k, members in enumerate(order.split(torch.bincount(labels.cpu()).tolist())):
+        n = len(members)
+        number = held if isinstance(held, int) else min(max(1, round(held * n)), n - 1) if n > 1 else 0
+        drawn = members[torch.from_numpy(np.random.default_rng((seed, k)).permutation(n))]
+        parts[0].append(drawn[number:])
+        parts[1].append(drawn[:number])
+    kept, taken = (torch.cat(part).sort().values for part in parts)
+    return kept, taken
 
 
 def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:

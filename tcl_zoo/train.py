@@ -6,33 +6,26 @@ run that stops anywhere and goes on ends with the same weights, to the bit on a 
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
-from . import __version__
 from .analysis import GradientLog
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .peers import naming_the_lost
 from .progress import progress
 from .recipes import Recipe
-from .runs import Run, save_module, write_json, writing
+from .runs import Run, save_module, write_json
+from .sessions import checkpoint, create_accelerator, environment, resume
 from .stopping import Stop, agreed
 from .trainer import Trainer
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Steps between two looks at the losses: a look waits for the device (one process on a CPU looks at every step).
 _LOOK_EVERY = 20
 
@@ -106,7 +99,7 @@ def train(
         )
     run_dir = Path(run_dir or Path("runs") / recipe.name)
     split = split or load(recipe.dataset, data_dir, "train", download=download)
-    accelerator = _accelerator(precision, cpu, log_with, run_dir)
+    accelerator = create_accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
     trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile, not log_gradients)
     if log_gradients:
@@ -118,7 +111,7 @@ def train(
             settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
             run = Run(run_dir, recipe, settings, hold=accelerator.is_main_process)
         try:
-            _resume(trainer, run)
+            resume(trainer, run)
             if trainer.gradients:
                 trainer.gradients.rewind()
             if log_with:
@@ -134,47 +127,6 @@ def train(
     lines = run.metrics()
     loss = lines[-1]["loss"] if lines else math.nan
     return TrainResult(finished, trainer.epoch, run_dir, loss, trainer.seconds)
-
-
-def _accelerator(precision: str, cpu: bool, log_with: str | None, run_dir: Path) -> Accelerator:
-    if precision == "auto":
-        gpu = torch.cuda.is_available() and not cpu
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
-    if precision not in PRECISIONS:
-        raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    if log_with and log_with not in map(str, get_available_trackers()):
-        raise TrainingError(f"{log_with} is not installed: pip install {log_with}")
-    # accelerate remembers the precision of the process's first Accelerator; a second training may want another.
-    AcceleratorState._reset_state()
-    try:
-        return Accelerator(mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir))
-    except (ValueError, ImportError) as error:
-        raise TrainingError(f"accelerate refuses these settings: {error}") from None
-
-
-def _resume(trainer: Trainer, run: Run) -> None:
-    """Loads the newest checkpoint that every process can read; sets those aside that are newer."""
-    accelerator, damaged, saved = trainer.accelerator, [], run.saved()
-    for folder in saved:
-        failure = ""
-        try:
-            run.check(folder)
-            trainer.load(folder)
-        except Exception as error:
-            failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if not agreed(accelerator, bool(failure), True):
-            break
-        accelerator.print(f"{folder.name} cannot be read ({failure or 'by another process'}); trying the one before")
-        damaged.append(folder)
-    if saved and len(damaged) == len(saved):
-        raise TrainingError(
-            f"none of the checkpoints in {run.checkpoints} can be read; start again in another run folder (--run-dir)"
-        )
-    if accelerator.is_main_process:
-        for folder in damaged:
-            run.set_aside(folder)
-        run.rewind_metrics(trainer.epoch)
-    accelerator.wait_for_everyone()
 
 
 def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
@@ -195,7 +147,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
                 if group.get("scheduled", True):
                     group["lr"] = lr
             if not _epoch(trainer, stop, bar, lr):
-                _checkpoint(trainer, run)
+                checkpoint(trainer, run)
                 accelerator.print(f"stopped ({stop.reason}) in epoch {trainer.epoch + 1} of {recipe.epochs}")
                 return False
             line = {
@@ -210,7 +162,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             if accelerator.is_main_process:
                 run.append_metrics(line)
             accelerator.log({"loss": line["loss"], "lr": lr}, step=trainer.epoch)
-            _checkpoint(trainer, run)
+            checkpoint(trainer, run)
             if trainer.epoch < recipe.epochs and agreed(accelerator, stop(), True):
                 accelerator.print(f"stopped ({stop.reason}) after epoch {trainer.epoch} of {recipe.epochs}")
                 return False
@@ -242,46 +194,11 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
     return True
 
 
-def _checkpoint(trainer: Trainer, run: Run) -> None:
-    accelerator = trainer.accelerator
-    if trainer.gradients:
-        trainer.gradients.flush()
-    if accelerator.num_processes == 1:
-        run.save(trainer.epoch, trainer.step_done, trainer.save)
-        return
-    # Every process adds its random state to one folder, then the main process renames it.
-    shared = run.checkpoints / ".part-shared"
-    with writing(run.folder):
-        trainer.save(shared)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.save(trainer.epoch, trainer.step_done, lambda part: os.replace(shared, part))
-    accelerator.wait_for_everyone()
-
-
 def _save_weights(trainer: Trainer, run: Run) -> None:
     """``encoder.safetensors`` in timm's keys, and the objective's own networks in ``<network>.safetensors``."""
     network = trainer.accelerator.unwrap_model(trainer.network)
     modules = {"encoder": network.encoder, **dict(network.objective.named_children())}
-    write_json(run.folder / "environment.json", _environment(trainer.accelerator))
+    write_json(run.folder / "environment.json", environment(trainer.accelerator))
     for name, module in modules.items():
         if len(module.state_dict()):
             save_module(run.folder / f"{name}.safetensors", module)
-
-
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the weights were made with; goes into the card."""
-    packages = ("torch", "torchvision", "timm", "accelerate", "numpy")
-    software = {"tcl_zoo": __version__, "python": platform.python_version()}
-    software |= {name: importlib.metadata.version(name) for name in packages}
-    if accelerator.device.type == "cuda":
-        hardware = torch.cuda.get_device_name(accelerator.device)
-    else:
-        hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    precision = next(name for name, theirs in PRECISIONS.items() if theirs == accelerator.mixed_precision)
-    return {
-        "software": software,
-        "hardware": hardware,
-        "processes": accelerator.num_processes,
-        "precision": precision,
-    }

@@ -163,6 +163,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Everything to go on bit for bit, through accelerate."""
+        if self.gradients:
+            self.gradients.flush()
         self.accelerator.save_state(str(folder))
         losses = self._everywhere(self.step_done)
         if self.accelerator.is_main_process:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .datasets import load
+from .downstream import fit, load_known
 from .errors import WeightsError
 from .features import predict
 from .models import create_model
@@ -111,7 +111,7 @@ def verify(
     model = create_model(name, pretrained=True, weights_dir=weights_dir, revision=revision)
     ours = golden_output(model, release.config["pretrained_cfg"])
     difference = float((ours - golden).abs().max()) if ours.shape == golden.shape else float("inf")
-    test = load(dataset, data_dir, "test", download=download)
+    test = fit(load_known(dataset, data_dir, "test", download), release.config["pretrained_cfg"])
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictions = predict(model.to(device), test).argmax(1)
     labels = test.labels.cpu()

@@ -57,8 +57,10 @@ class Release:
         return dict(self.config["tcl_zoo"]["results"])
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, fetched: bool = False) -> dict[str, Any]:
     """``config.json`` of a release folder, its keys, types and ranges checked.
+
+    What was fine-tuned here may be any model of timm's; what was ``fetched`` may not.
 
     Raises:
         WeightsError: missing, no JSON, keys missing or foreign, or an architecture that is not of this zoo.
@@ -74,7 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise refuse("is missing") from None
     except (OSError, ValueError) as error:
         raise refuse(f"cannot be read ({getattr(error, 'strerror', None) or short(error)})") from None
-    if why := complaint(config):
+    if why := complaint(config, fetched):
         raise refuse(why)
     return dict(config)
 
@@ -187,7 +189,7 @@ def _from_hub(
         try:
             if config_sha256:
                 _hold(folder / CONFIG_FILE, name, config_sha256)
-            config = read_config(folder)
+            config = read_config(folder, fetched=True)
             own = str(config["tcl_zoo"]["sha256"])
             _hold(folder / WEIGHTS_FILE, name, own)
         except WeightsError as error:

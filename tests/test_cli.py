@@ -91,6 +91,9 @@ def test_probe(capsys, released):
         (["verify", NAME, "--weights-dir", "/nowhere"], "no release of"),
         (["probe", "tcl_resnet99_digits"], "unknown model name"),
         (["probe", "resnet18", "--random"], "--dataset is needed"),
+        (["probe", "tcl_resnet20_digits", "--shots", "0"], "neither a number of images nor all"),
+        (["finetune", "tcl_resnet20_digits", "--freeze", "some"], "neither a number of epochs nor all"),
+        (["finetune", "tcl_resnet20_digits"], "pass --data-dir FOLDER, or --dataset"),
         (["frobnicate"], "invalid choice"),
         ([], "required"),
     ],
@@ -106,7 +109,7 @@ def test_scripts_have_help_with_an_example(path):
     assert done.returncode == 0 and "example:" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["list", "info", "verify", "probe", "predict", "embed", "demo"])
+@pytest.mark.parametrize("command", ["list", "info", "verify", "probe", "predict", "embed", "finetune", "demo"])
 def test_commands_have_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0 and "example:" in out

@@ -388,6 +388,23 @@ def test_folders_of_colour_and_other_modes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got.images[9].numpy(), expected)
 
 
+def test_upright_and_sixteen_bits(tmp_path: Path) -> None:
+    """A photograph lying on its side by EXIF is turned; 16 bits become the upper 8, not 255."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    pixels = noise(1, 6, 3)[0][:, :4]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    Image.fromarray(pixels).save(folder / "a.png", exif=exif)
+    deep = np.arange(24, dtype=np.uint16).reshape(6, 4) * 2500
+    Image.fromarray(deep).save(folder / "b.png")
+    Image.fromarray(deep).save(folder / "c.tif")
+    split = FolderSplit(tmp_path)
+    np.testing.assert_array_equal(np.asarray(split.image(0)), np.rot90(pixels, -1))
+    for index in (1, 2):
+        np.testing.assert_array_equal(np.asarray(split.image(index)), np.dstack([deep // 256] * 3))
+
+
 def test_folders_refused(tmp_path: Path) -> None:
     names = list(class_names("cifar10"))
     train = tmp_path / "cifar10" / "train"

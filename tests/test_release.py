@@ -387,7 +387,7 @@ def test_release_refuses(released, tmp_path):
 
 
 def test_large_encoders_are_released_in_float16(tmp_path, monkeypatch, released):
-    monkeypatch.setattr("tcl_zoo.release._HALF_ABOVE", 1000)
+    monkeypatch.setattr("tcl_zoo.release.HALF_ABOVE", 1000)
     folder = release(released.parent / "run", tmp_path, device="cpu")
     state = safetensors.torch.load_file(folder / "model.safetensors")
     assert state["conv1.weight"].dtype == torch.float16

@@ -9,13 +9,13 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from .. import __version__
-from . import demo, embed, info, list, predict, probe, verify
+from . import demo, embed, finetune, info, list, predict, probe, verify
 from ._common import FAILED, OK, STOPPED, WRONG, Parser, guarded, seconds
 
 __all__ = ["FAILED", "OK", "STOPPED", "WRONG", "Parser", "guarded", "main", "seconds"]
 
 # In the order of ``tcl-zoo --help``.
-_COMMANDS = (list, info, verify, probe, predict, embed, demo)
+_COMMANDS = (list, info, verify, probe, predict, embed, finetune, demo)
 
 
 def _parser() -> Parser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..recipes import recipe
 from ._common import OK, Add, data_options, weights_option
@@ -10,49 +11,101 @@ from ._common import OK, Add, data_options, weights_option
 
 def register(add: Add) -> None:
     """Adds the command."""
-    sub = add("probe", _run, "linear and kNN evaluation of a model of this zoo or of timm",
-              "tcl-zoo probe tcl_resnet20_digits --knn 20 200")  # fmt: skip
-    sub.add_argument("model", help="a name of this zoo, or any timm model")
-    sub.add_argument("--dataset", help="a known data set (default: the model's own)")
+    sub = add("probe", _run, "linear and kNN evaluation of models of this zoo or of timm",
+              """
+              tcl-zoo probe tcl_resnet20_digits --knn 20 200
+              tcl-zoo probe tcl_resnet20_digits ce_resnet20_digits \\
+                  --dataset digits mnist PHOTOS --data-dir data --csv scores.csv
+              """)  # fmt: skip
+    sub.add_argument("model", nargs="+", help="a name of this zoo, any timm model, a release or run folder")
+    sub.add_argument("--dataset", nargs="+", metavar="NAME",
+                     help="known data sets or class folders (default: the model's own)")  # fmt: skip
     data_options(sub)
     weights_option(sub)
     sub.add_argument("--random", action="store_true", help="random weights, as a baseline")
     sub.add_argument("--protocol", default="cached", choices=("cached", "thesis"),
                      help="cached: features once, one full-batch fit; thesis: 50 epochs of augmented SGD")  # fmt: skip
     sub.add_argument("--C", type=float, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
-    sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K", help="neighbours (default: 20 200)")
+    sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K",
+                     help="neighbours (default: 20 200; the first, to compare)")  # fmt: skip
+    several = sub.add_argument_group("to compare (on with several models or data sets, or with --shots)")
+    several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
+                         help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
+    several.add_argument("--seeds", type=int, default=5, help="draws of each number (default: 5)")
+    several.add_argument("--size", type=int, default=0, help="pixels a side (default: the model's)")
+    several.add_argument("--test-images", type=int, default=0, metavar="N", help="measure on so many only")
+    several.add_argument("--csv", metavar="FILE", help="write every measurement")
+    several.add_argument("--picture", metavar="PNG", help="draw the linear probes")
+
+
+def _shots(text: str) -> int:
+    if text != "all" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of images nor all")
+    return 0 if text == "all" else int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
     import timm
+
+    from ..downstream import KNOWN
+    from ..errors import DataError
+
+    if not args.dataset:
+        name = args.model[0]
+        if ":" in name or Path(name).exists() or timm.is_model(name.partition(".")[0]):
+            raise DataError("--dataset is needed with a model that is not of this zoo")
+    datasets = args.dataset or [recipe(args.model[0]).dataset]
+    folder = datasets[0] not in KNOWN and len(datasets) == 1
+    if args.shots or len(args.model) > 1 or len(datasets) > 1 or folder or args.csv or args.picture:
+        return _compare(args, datasets)
+    return _one(args, args.model[0], datasets[0])
+
+
+def _is_recipe(name: str) -> bool:
+    from ..errors import RecipeError
+
+    try:
+        recipe(name)
+    except RecipeError:
+        return False
+    return True
+
+
+def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
+    from ..transfer import SHOTS, picture, summarise, table, transfer, write_csv
+
+    scores = transfer(
+        args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds, C=args.C,
+        k=(*args.knn, 20)[0], size=args.size, test_images=args.test_images, pretrained=not args.random,
+        weights_dir=args.weights_dir, device=args.device, download=args.download,
+    )  # fmt: skip
+    summaries = summarise(scores)
+    print(table(summaries))
+    if args.csv:
+        write_csv(scores, args.csv)
+    if args.picture:
+        picture(summaries, args.picture)
+    return OK
+
+
+def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     import torch
 
-    from ..datasets import load
+    from ..downstream import load_known, open_model
     from ..errors import DataError
-    from ..models import create_model, list_models
     from ..probe import knn_probe, linear_probe
-    from ..recipes import names
 
-    ours = args.model in {*names(), *list_models(pretrained=True)} or args.weights_dir
-    if not ours and not timm.is_model(args.model.partition(".")[0]) and ":" not in args.model:
-        recipe(args.model)
-    if ours:
-        model = create_model(args.model, pretrained=not args.random, weights_dir=args.weights_dir)
-    else:
-        model = timm.create_model(args.model, pretrained=not args.random)
-    dataset = args.dataset or (recipe(args.model).dataset if ours else None)
-    if dataset is None:
-        raise DataError("--dataset is needed with a model that is not of this zoo")
+    model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    train, test = (load(dataset, args.data_dir, split, download=args.download) for split in ("train", "test"))
-    chosen = recipe(args.model) if ours and recipe(args.model).dataset == dataset else None
+    train, test = (load_known(dataset, args.data_dir, split, args.download) for split in ("train", "test"))
+    chosen = recipe(name) if _is_recipe(name) and recipe(name).dataset == dataset else None
     if args.protocol == "thesis" and chosen is None:
         raise DataError("--protocol thesis follows a recipe: it goes with a model of this zoo on its own data set")
     results = [linear_probe(model, train, test, protocol=args.protocol, C=args.C, recipe=chosen, device=device)]
     if args.knn:
         results += knn_probe(model, train, test, k=args.knn, device=device)
-    print(f"{args.model} on {dataset}: top-1 of {len(test):,} test images")
+    print(f"{name} on {dataset}: top-1 of {len(test):,} test images")
     for result in results:
         label = result.protocol if result.classifier is None else f"linear, {result.protocol}"
         print(f"  {label:<16} {result.top1:6.2f} %   {result.seconds:6.1f} s")

@@ -1,0 +1,287 @@
+"""Any images and any encoder, brought together: what fine-tuning and the transfer benchmark both start from."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .datasets import DATASETS, load
+from .errors import DataError, RecipeError
+from .evaluate import load_run
+from .extras import EXTRAS, load_extra
+from .models import create_model, pretrained_cfg
+from .progress import progress
+from .recipes import nearest, recipe
+from .splits import FolderSplit, Split, loader, stratified, subfolders, subset
+from .weights import CONFIG_FILE, SOURCES, read_config
+
+KNOWN = (*DATASETS, *EXTRAS)
+_SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
+_IN_MEMORY = 2**30  # bytes of decoded images below which a folder of small images is not streamed
+_LOOK_AT = 500  # files that are opened to see whether a folder is gray
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train on, to choose by, and to report on.
+
+    Attributes:
+        name: of the data set, or of the folder.
+        train: to train on.
+        val: to choose the epoch by; None where every class has but one image.
+        test: to report on, where there is such a split.
+    """
+
+    name: str
+    train: Split | FolderSplit
+    val: Split | FolderSplit | None
+    test: Split | FolderSplit | None
+
+    @property
+    def channels(self) -> int:
+        """1 (gray) or 3."""
+        return self.train.channels if isinstance(self.train, FolderSplit) else int(self.train.images.shape[1])
+
+    def fit(self, cfg: dict[str, Any]) -> Data:
+        """The same images at the size and in the channels of timm's ``pretrained_cfg``."""
+        parts = ((key, getattr(self, key)) for key in ("train", "val", "test"))
+        fitted: dict[str, Any] = {key: fit(part, cfg) for key, part in parts if part is not None}
+        return dataclasses.replace(self, **fitted)
+
+
+def open_data(
+    data_dir: str | os.PathLike[str] | None = None,
+    dataset: str | None = None,
+    *,
+    val: float = 0.2,
+    per_class: int = 0,
+    seed: int = 0,
+    download: bool = False,
+) -> Data:
+    """A known data set, or a folder of images.
+
+    A folder holds ``train/<class>/*`` and, as they are there, ``val/<class>/*`` and ``test/<class>/*``; or
+    ``<class>/*`` alone. Where there is no ``val``, a seeded share of each class of the training images is held out.
+
+    Args:
+        data_dir: the folder, or where the known data set is.
+        dataset: a known data set (``KNOWN``).
+        val: share of each class to hold out.
+        per_class: go by so many training images of each class only, drawn with ``seed``; those held out are among
+            them. 0 is all.
+        seed: of what is drawn.
+        download: let torchvision fetch a missing data set.
+
+    Raises:
+        DataError: missing or damaged, fewer than two classes, or classes in ``val`` that are not in ``train``.
+    """
+    held: Split | FolderSplit | None
+    test: Split | FolderSplit | None
+    if dataset is not None:
+        name, held = dataset, None
+        train, test = (load_known(dataset, data_dir, part, download) for part in ("train", "test"))
+    elif data_dir is not None:
+        folder = Path(data_dir).expanduser()
+        name = folder.resolve().name
+        base = folder / "train" if subfolders(folder / "train") else folder
+        if not subfolders(base):
+            missing = "" if folder.is_dir() else " (no such folder)"
+            raise DataError(f"{folder}{missing} has no class folders: it needs <class>/* or train/<class>/*")
+        train = FolderSplit(base, channels=_channels(base))
+        held, test = (_other(folder / part, train) if base != folder else None for part in ("val", "test"))
+    else:
+        raise DataError(f"which images? pass --data-dir FOLDER, or --dataset with one of {', '.join(KNOWN)}")
+    if len(train.classes) < 2:
+        raise DataError(f"{name} has one class only, {train.classes[0]!r}: there is nothing to tell apart; add another")
+    if per_class:
+        train = subset(train, stratified(train.labels, per_class, seed)[1])
+    if held is None:
+        kept, out = stratified(train.labels, val, seed)
+        held = subset(train, out) if len(out) else None
+        train = subset(train, kept)
+    return Data(name, train, held, test)
+
+
+def load_known(name: str, root: str | os.PathLike[str] | None, split: str, download: bool = False) -> Any:
+    """One split of a data set of ``KNOWN``.
+
+    Raises:
+        DataError: unknown, missing or damaged.
+    """
+    if name not in KNOWN:
+        raise DataError(f"unknown data set {name!r}{nearest(name, KNOWN)}; known: {', '.join(KNOWN)}")
+    return load_extra(name, root, split, download) if name in EXTRAS else load(name, root, split, download)
+
+
+def _channels(folder: Path) -> int:
+    """1 where the images looked at are all gray, else 3; files that do not open are left to whoever needs them."""
+    from PIL import Image
+
+    split = FolderSplit(folder)
+    for file in split.files[:: -(-len(split) // _LOOK_AT)]:
+        try:
+            with Image.open(folder / file) as image:
+                if image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I"):
+                    return 3
+        except OSError:
+            continue
+    return 1
+
+
+def _other(folder: Path, train: FolderSplit) -> FolderSplit | None:
+    """``val`` or ``test`` beside ``train``, with its labels."""
+    if not (names := subfolders(folder)):
+        return None
+    if foreign := sorted(set(names) - set(train.classes)):
+        raise DataError(f"{folder} has the class {foreign[0]!r}, which train has not; rename or remove it")
+    found = FolderSplit(folder, names, channels=train.channels)
+    labels = [train.classes.index(names[k]) for k in found.labels.tolist()]
+    samples = list(zip(found.files, labels, strict=True))
+    return FolderSplit(folder, classes=train.classes, channels=train.channels, samples=samples)
+
+
+def open_model(
+    name: str, *, pretrained: bool = True, weights_dir: str | os.PathLike[str] | None = None, **timm_kwargs: Any
+) -> nn.Module:
+    """A model of this zoo, a release or run folder, or any timm model.
+
+    Args:
+        name: a name of this zoo; ``local-dir:PATH``, ``hf-hub:ORG/NAME``; the path of a release folder or of a
+            finished run folder; any timm name.
+        pretrained: with its weights.
+        weights_dir: a release folder, or a folder of them.
+        **timm_kwargs: ``num_classes``, ``in_chans``, ``drop_path_rate`` ...
+
+    Raises:
+        RecipeError: unknown name.
+        WeightsError: no weights.
+    """
+    import timm
+
+    if (run := run_folder(name)) is not None:
+        return _from_run(run, pretrained, timm_kwargs)
+    name, weights_dir = by_path(name, weights_dir)
+    if name.startswith(SOURCES) or weights_dir:
+        return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
+    if timm.is_model(name.partition(".")[0]):
+        try:
+            return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
+        except RuntimeError as error:
+            raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
+    dataset = recipe(name).dataset
+    model = create_model(name, pretrained, **timm_kwargs)
+    if not pretrained:
+        model.pretrained_cfg = {**model.pretrained_cfg, **pretrained_cfg(dataset)}  # type: ignore[assignment,dict-item]
+    return model
+
+
+def run_folder(name: str) -> Path | None:
+    """The finished run folder of this path, or None."""
+    place = Path(name).expanduser()
+    return place if (place / "encoder.safetensors").is_file() else None
+
+
+def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
+    """The path of a release folder as the name of the release and its ``weights_dir``; all else as it is."""
+    place = Path(name).expanduser()
+    if weights_dir is None and (place / CONFIG_FILE).is_file():
+        return str(read_config(place)["tcl_zoo"]["name"]), place
+    return name, weights_dir
+
+
+def own_name(name: str) -> str:
+    """What a model is called: of a release folder its name, of a run folder the folder's, else what was given."""
+    if (run := run_folder(name)) is not None:
+        return run.resolve().name
+    return by_path(name, None)[0]
+
+
+def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:
+    """The encoder that training left, before it is released; its classifier, if any, is left out."""
+    import timm
+    from timm.models import load_pretrained
+
+    trained, encoder = load_run(place)
+    cfg = pretrained_cfg(trained.dataset)
+    kwargs = {"in_chans": cfg["input_size"][0], "num_classes": 0} | timm_kwargs
+    model = timm.create_model(trained.architecture, pretrained_cfg=cfg, **kwargs)
+    if pretrained:
+        state = {key: value for key, value in encoder.state_dict().items() if not key.startswith("fc.")}
+        with_state = {**cfg, "state_dict": state, "num_classes": 0}
+        load_pretrained(model, with_state, num_classes=0, in_chans=kwargs["in_chans"], strict=False)
+    model.pretrained_cfg = {**cfg, "architecture": trained.architecture}
+    return model
+
+
+def input_cfg(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
+    """The model's ``pretrained_cfg`` with other channels and another size.
+
+    Gray from colour: the mean of the three means; colour from gray: the one, three times.
+    """
+    cfg = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    for key in ("mean", "std"):
+        values = [float(value) for value in cfg[key]]
+        same = len(values) == channels
+        cfg[key] = values if same else [sum(values) / len(values)] * channels
+    cfg["input_size"] = [channels, size, size]
+    cfg["crop_pct"] = 1.0 if size < _SMALL else cfg.get("crop_pct") or 0.875
+    return cfg
+
+
+def fitting_size(cfg: dict[str, Any], split: Split | FolderSplit) -> int:
+    """Pixels a side at which a model is best given these images.
+
+    The model's own; but a net with the CIFAR stem takes small images as they are.
+    """
+    own = int(cfg["input_size"][-1])
+    if own >= _SMALL or isinstance(split, FolderSplit):
+        return own
+    native = int(split.images.shape[-1])
+    return native if native <= max(own, 32) else own
+
+
+def fit(split: Split | FolderSplit, cfg: dict[str, Any]) -> Split | FolderSplit:
+    """The images at ``cfg``'s size and channels: folders of small images decoded, large ones streamed.
+
+    Images in memory stay as they are where the model's size is 64 or more: :func:`tcl_zoo.features.normaliser` resizes
+    those batch by batch.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    channels, size, _ = cfg["input_size"]
+    if isinstance(split, Split):
+        if size >= _SMALL or split.images.shape[-1] == size:
+            return split
+        return Split(_resized(split.images, size), split.labels, split.classes)
+    split = copy.copy(split)
+    split.size, split.channels = size, channels
+    mode = InterpolationMode(cfg["interpolation"])
+    split.transform = v2.Compose([v2.Resize(round(size / cfg["crop_pct"]), mode), v2.CenterCrop(size)])
+    if size < _SMALL and len(split) * channels * size**2 < _IN_MEMORY:
+        return _decoded(split)
+    return split
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    parts = (
+        F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True) for part in images.split(4096)
+    )
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def _decoded(split: FolderSplit) -> Split:
+    parts = []
+    with progress(len(split), "reading images", "image", leave=False) as bar:
+        batches = [part.tolist() for part in torch.arange(len(split)).split(500)]
+        for views, _, _ in loader(split, batches, 2 if len(split) > 2000 else 0):
+            parts.append(views[:, 0])
+            bar.update(len(views))
+    return Split(torch.cat(parts), split.labels, split.classes)

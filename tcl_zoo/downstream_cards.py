@@ -1,0 +1,147 @@
+"""What cards say of use beyond the training data: the card of a fine-tuned model, the section on transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+_MEANING = {
+    "epochs": "passes over the training images",
+    "batch_size": "images in a step",
+    "lr": "peak learning rate, warmed up, cosine by step to a hundredth",
+    "weight_decay": "on matrices and convolutions",
+    "layer_decay": "learning rate of a layer over that of the layer above",
+    "warmup": "share of the steps",
+    "freeze": "first epochs of the head alone; -1: all",
+    "ema": "decay of the averaged weights, which are these; 0: none",
+    "per_class": "training images of each class; 0: all",
+    "size": "pixels a side",
+    "seed": "of head, order, augmentation, held-out images",
+}
+
+
+def finetuned_metadata(config: dict[str, Any]) -> Any:
+    """The header of a fine-tuned model's card as ``huggingface_hub.ModelCardData``."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    facts, results = config["tcl_zoo"], config["tcl_zoo"]["results"]
+    measured = []
+    if results["top1"] is not None:
+        measured = [EvalResult(
+            task_type="image-classification", task_name="Image Classification", dataset_type=facts["data"],
+            dataset_name=facts["data"], dataset_split="test" if "test" in results else "validation",
+            metric_type="accuracy", metric_name="Top-1 accuracy", metric_value=round(results["top1"], 2),
+        )]  # fmt: skip
+    return ModelCardData(
+        license=config["pretrained_cfg"]["license"], library_name="timm", pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "tcl_zoo"], metrics=["accuracy"], model_name=facts["name"],
+        base_recipe=facts["parent"]["name"], eval_results=measured or None,
+    )  # fmt: skip
+
+
+def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: Any) -> str:
+    """The README.md of a fine-tuned model: its parent, its results, how it was made.
+
+    Args:
+        config: the release's ``config.json``.
+        pictures: files beside it to show.
+        interval: (percent, n) to a 95 % interval.
+    """
+    from huggingface_hub import ModelCard
+
+    facts = config["tcl_zoo"]
+    name, parent, results, plan = facts["name"], facts["parent"], facts["results"], facts["recipe"]
+    channels, size, _ = config["pretrained_cfg"]["input_size"]
+    labels = config["pretrained_cfg"]["label_names"]
+    shown = ", ".join(labels[:20]) + (f", ... ({len(labels)} in `config.json`)" if len(labels) > 20 else "")
+    origin = f"`{parent['name']}`" + (f" (sha256 `{parent['sha256']}`)" if "sha256" in parent else "")
+    begun = f"fine-tuned from {origin}" if parent.get("pretrained", True) else f"trained from random weights ({origin})"
+    lines = ["| images | top-1 (%) | n |", "|---|---|---|"]
+    for part, label in (("test", "test, looked at once"), ("val", "validation, on which the epoch was chosen")):
+        if part in results:
+            n = results["n"] if part == "test" or "test" not in results else results["val_images"]
+            low, high = interval(results[part], n)
+            lines.append(f"| {label} | {results[part]:.2f} (95 % interval {low:.1f} to {high:.1f}) | {n:,} |")
+    if len(lines) == 2:
+        lines = ["Not measured: there were neither validation nor test images."]
+    values = "\n".join(
+        f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in plan.items()
+        if key not in ("model", "pretrained", "measure")
+    )  # fmt: skip
+    software = ", ".join(f"{key} {value}" for key, value in facts["environment"]["software"].items())
+    curve = "![Training loss and learning rate by epoch](training_curve.png)" * ("training_curve.png" in pictures)
+    matrix = "![Confusion matrix in percent of the true class](confusion.png)" * ("confusion.png" in pictures)
+    results_table = "\n".join(lines)
+    text = f"""
+# {name}
+
+A **{config["architecture"]}** {begun} on {facts["data"]}: {results["train_images"]:,} training images of
+{len(labels)} classes. Input: {"gray, " * (channels == 1)}{size} x {size} pixels.
+
+## Results
+
+{results_table}
+
+One run, seed {results["seed"]}; weights of epoch {results["last_epoch"]} of {results["epochs"]}.
+
+{matrix}
+
+{transfer_section(facts.get("transfer"))}## Use
+
+```python
+import tcl_zoo
+from PIL import Image
+
+folder = "PATH/OF/THIS/FOLDER"
+model = tcl_zoo.create_model("{name}", pretrained=True, weights_dir=folder).eval()
+transform = tcl_zoo.create_transform("{name}", weights_dir=folder)
+class_index = model(transform(Image.open("image.png"))[None]).argmax(1)
+```
+
+or `import tcl_zoo, timm; timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True)`.
+
+Classes, in the order of the logits: {shown}.
+
+## Training
+
+| value | | |
+|---|---|---|
+{values}
+
+{facts["seconds"]:.0f} s on {facts["environment"]["hardware"]}. Software: {software}.
+
+{curve}
+
+## Limits
+
+It knows these {len(labels)} classes and nothing else: it names one of them for any image, and its probabilities are
+not calibrated. Terms of the parent and of the training images apply; whoever publishes this states them.
+"""
+    return str(ModelCard(f"---\n{finetuned_metadata(config).to_yaml()}\n---\n{text}"))
+
+
+def transfer_section(rows: list[dict[str, Any]] | None) -> str:
+    """What the frozen features are worth on other images, as a section of the card; "" where it was not measured.
+
+    Args:
+        rows: ``transfer`` of the release's ``config.json``: ``dataset``, ``classifier``, ``shots``, ``mean``, ``std``,
+            ``draws`` and ``test_images`` of each setting.
+    """
+    if not rows:
+        return ""
+    shots = sorted({row["shots"] for row in rows}, key=lambda number: (number == 0, number))
+    lines = ["| data set | classifier | " + " | ".join(str(number or "all") for number in shots) + " | test images |"]
+    lines.append("|---|---|" + "---|" * (len(shots) + 1))
+    for dataset, kind in dict.fromkeys((row["dataset"], row["classifier"]) for row in rows):
+        mine = {row["shots"]: row for row in rows if (row["dataset"], row["classifier"]) == (dataset, kind)}
+        cells = []
+        for number in shots:
+            row = mine.get(number)
+            spread = f" ± {row['std']:.1f}" if row and row["draws"] > 1 else ""
+            cells.append(f"{row['mean']:.1f}{spread}" if row else "-")
+        lines.append(f"| {dataset} | {kind} | {' | '.join(cells)} | {next(iter(mine.values()))['test_images']:,} |")
+    draws = max(row["draws"] for row in rows)
+    return (
+        "## Transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard deviation over "
+        f"{draws} draws of them (`tcl-zoo probe`).\n\n" + "\n".join(lines) + "\n\n"
+    )

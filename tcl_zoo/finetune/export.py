@@ -1,0 +1,145 @@
+"""The best checkpoint of a fine-tuning as a release folder: weights, ``config.json``, card, pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..downstream import Data, by_path, own_name, run_folder
+from ..features import predict
+from ..index import entries
+from ..outside import PRETRAINED_KEYS
+from ..pictures import confusion, training_curve
+from ..release import HALF_ABOVE, cast, write_card
+from ..runs import write_json
+from ..splits import FolderSplit, Split
+from ..verify import golden_output
+from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, locate
+from .plan import Plan
+
+
+def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Where a fine-tuning starts from: ``name``, and ``sha256`` where it is a release of this zoo."""
+    if not plan.pretrained:
+        return {"name": own_name(plan.model), "pretrained": False}
+    if (run := run_folder(plan.model)) is not None:
+        digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+        return {"name": own_name(plan.model), "sha256": digest}
+    name, weights_dir = by_path(plan.model, weights_dir)
+    if name.startswith(SOURCES) or weights_dir or name in entries():
+        release = locate(name, weights_dir)
+        return {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}
+    return {"name": plan.model}
+
+
+def export(
+    folder: Path,
+    model: nn.Module,
+    data: Data,
+    plan: Plan,
+    parent: dict[str, Any],
+    facts: dict[str, Any],
+    metrics: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Writes the release folder; what is reported is measured here, on the weights as they are written.
+
+    Args:
+        folder: to write; an older one is replaced at the end. Its parent's name is the release's.
+        model: with the weights to keep; its ``pretrained_cfg`` says how images are prepared.
+        data: fitted to the model.
+        plan: resolved.
+        parent: what :func:`parent_facts` said.
+        facts: ``environment``, ``seconds`` and ``best`` (the measurement that was kept).
+        metrics: lines of ``metrics.jsonl``.
+
+    Returns:
+        The results of the release: ``top1``, ``n``, ``protocol`` ...
+    """
+    name, classes = folder.resolve().parent.name, data.train.classes
+    parameters = sum(p.numel() for p in model.parameters())
+    dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
+    state = {key: cast(value.cpu(), dtype) for key, value in model.state_dict().items()}
+    model.load_state_dict(state)  # measure what is written: load_state_dict widens the rounded values again
+    weights = safetensors.torch.save(state, {"format": "pt"})
+    measured = {part: _measure(model, split) for part in ("test", "val") if (split := getattr(data, part))}
+    results: dict[str, Any] = {"val" if part == "val" else "test": top1 for part, (top1, _) in measured.items()}
+    part = "test" if "test" in measured else "val"
+    shown: Split | FolderSplit | None = getattr(data, part)
+    top1 = measured[part][0] if shown is not None else None
+    results |= {
+        "top1": top1, "n": len(shown) if shown is not None else 0, "protocol": f"fine-tuned, {part} images",
+        "seed": plan.seed, "epochs": plan.epochs, "last_epoch": facts["best"]["epoch"],
+        "train_images": len(data.train), "val_images": len(data.val) if data.val is not None else 0,
+    }  # fmt: skip
+    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    architecture = cfg["architecture"]
+    cfg = {key: cfg[key] for key in sorted(PRETRAINED_KEYS) if cfg.get(key) is not None}
+    cfg |= {"num_classes": len(classes), "label_names": list(classes), "license": cfg.get("license", "other")}
+    channels, size, _ = cfg["input_size"]
+    args: dict[str, Any] = {"in_chans": channels}
+    if hasattr(model, "set_input_size"):
+        args["img_size"] = size
+    pool = getattr(model, "global_pool", "avg")
+    config = {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "num_features": int(model.num_features),  # type: ignore[arg-type]
+        "global_pool": pool if isinstance(pool, str) else "avg",
+        "model_args": args,
+        "pretrained_cfg": cfg,
+        "tcl_zoo": {
+            "name": name,
+            "parent": parent,
+            "data": data.name,
+            "recipe": {key: value for key, value in plan.to_dict().items() if key != "dataset" or value},
+            "results": results,
+            "fingerprints": _fingerprints(plan, data),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "bytes": len(weights),
+            "parameters": parameters,
+            "golden": {"inputs": "tcl_zoo.verify.golden_inputs", "logits": golden_output(model, cfg).tolist()},
+            "environment": facts["environment"],
+            "seconds": facts["seconds"],
+        },
+    }
+    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        (temporary / WEIGHTS_FILE).write_bytes(weights)
+        write_json(temporary / CONFIG_FILE, config)
+        training_curve(metrics, f"{name}: fine-tuning", temporary / "training_curve.png")
+        if shown is not None and len(classes) <= 200:
+            counts = _counts(measured[part][1], shown, len(classes))
+            with warnings.catch_warnings():  # of class names in a script that matplotlib's font lacks
+                warnings.filterwarnings("ignore", "Glyph")
+                confusion(counts, classes, f"{name}: {len(shown):,} {part} images", temporary / "confusion.png")
+        write_card(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return results
+
+
+def _measure(model: nn.Module, split: Split | FolderSplit) -> tuple[float, torch.Tensor]:
+    predictions = predict(model, split).argmax(1)
+    return 100 * float((predictions == split.labels.cpu()).double().mean()), predictions
+
+
+def _counts(predictions: torch.Tensor, split: Split | FolderSplit, k: int) -> torch.Tensor:
+    return torch.bincount(split.labels.cpu() * k + predictions, minlength=k * k).view(k, k)
+
+
+def _fingerprints(plan: Plan, data: Data) -> dict[str, str]:
+    """Of images in memory as they are trained on, of a folder's files."""
+    found = {part: getattr(data, part) for part in ("train", "val", "test")}
+    return {part: split.fingerprint() for part, split in found.items() if split is not None}

@@ -1,0 +1,202 @@
+"""A model and images in, a run folder out, with the best checkpoint in it as a release folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..downstream import Data, fitting_size, input_cfg, open_data, open_model
+from ..errors import TrainingError
+from ..peers import naming_the_lost
+from ..progress import progress
+from ..runs import Run, save_module
+from ..sessions import checkpoint, create_accelerator, environment, resume
+from ..stopping import Stop, agreed
+from .export import export, parent_facts
+from .plan import Plan, from_dict
+from .tuner import Tuner
+
+BEST_FILE = "best.safetensors"
+_LOOK_EVERY = 20  # steps between two looks at the losses: a look waits for the device
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a call of :func:`finetune` did.
+
+    Attributes:
+        finished: False where a time limit or a signal stopped it; the same call goes on.
+        epoch: epochs completed.
+        run_dir: the run folder.
+        release: the release folder in it, once finished.
+        results: ``val`` and ``test`` top-1 in percent with their ``n``, as the release reports them.
+    """
+
+    finished: bool
+    epoch: int
+    run_dir: Path
+    release: Path | None
+    results: dict[str, Any]
+
+
+def finetune(
+    model: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    plan: Plan | None = None,
+    weights_dir: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
+    time_limit: float | None = None,
+    download: bool = False,
+    workers: int = 2,
+    cpu: bool = False,
+    **values: Any,
+) -> FinetuneResult:
+    """Fine-tunes an encoder on images, or goes on where the run folder stands.
+
+    The epoch is chosen on validation images; test images, where there are any, are looked at once, at the end.
+
+    Args:
+        model: a name of this zoo, a release or run folder, or any timm model.
+        data_dir: class folders, or where the known data set (``dataset=``) is; see
+            :func:`tcl_zoo.downstream.open_data`.
+        out: the run folder; its name becomes the release's. ``runs/MODEL-DATA`` where not given.
+        plan: all values at once; else each as a keyword: ``epochs=30, layer_decay=0.7`` ... (:class:`Plan`).
+        weights_dir: a release folder, or a folder of them, to take the model's weights from.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU that has it, else fp32.
+        time_limit: seconds of wall time after which to write a checkpoint and return.
+        download: let torchvision fetch a missing data set.
+        workers: DataLoader workers of streamed images.
+        cpu: stay on the CPU.
+        **values: fields of :class:`Plan`.
+
+    Raises:
+        TrainingError: values out of range, a run folder of another run, a loss that is NaN or infinite.
+        DataError: images are missing or damaged, or there is nothing to tell apart.
+        WeightsError, RecipeError: no such model, or no weights for it.
+    """
+    started = time.monotonic()
+    try:
+        plan = dataclasses.replace(plan or Plan(model), model=model, **values)
+    except TypeError as error:
+        raise TrainingError(f"a fine-tuning has no such value: {error}") from None
+    data = open_data(
+        data_dir, plan.dataset or None, val=plan.val, per_class=plan.per_class, seed=plan.seed, download=download
+    )
+    out = Path(out or Path("runs") / f"{Path(model).name.replace(':', '-')}-{data.name}")
+    accelerator = create_accelerator(precision, cpu, None, out, partial=plan.freeze != 0)
+    set_seed(plan.seed)
+    net, size = _model(plan, data, weights_dir)
+    parent = parent_facts(plan, weights_dir)
+    data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
+    plan = plan.resolved(len(data.train), accelerator.num_processes, size)
+    tuner = Tuner(plan, net, data.train, data.val, accelerator, workers if len(data.train) > 500 else 0)
+    settings = {
+        "precision": accelerator.mixed_precision,
+        "images": len(data.train),
+        "classes": list(data.train.classes),
+    }
+    results: dict[str, Any] = {}
+    with naming_the_lost():
+        with accelerator.main_process_first():
+            run = Run(out, plan, settings, from_dict, hold=accelerator.is_main_process)
+        try:
+            resume(tuner, run)
+            stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
+            with stop.signals():
+                finished = _epochs(tuner, run, stop)
+            folder = out / "release" if finished else None
+            if folder is not None and accelerator.is_main_process:
+                facts = {
+                    "environment": environment(accelerator),
+                    "seconds": round(tuner.seconds, 1),
+                    "best": tuner.best,
+                }
+                net = accelerator.unwrap_model(tuner.network, keep_fp32_wrapper=False)
+                net.load_state_dict(load_file(out / BEST_FILE))
+                results = export(folder, net, data, plan, parent, facts, run.metrics())
+            accelerator.end_training()
+        finally:
+            run.release()
+    return FinetuneResult(finished, tuner.epoch, out, folder, results)
+
+
+def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -> tuple[nn.Module, int]:
+    """The model with a head for the classes, its ``pretrained_cfg`` that of these images; and pixels a side."""
+    kwargs: dict[str, Any] = {"drop_path_rate": plan.drop_path} if plan.drop_path else {}
+    net = open_model(
+        plan.model, pretrained=plan.pretrained, weights_dir=weights_dir, num_classes=len(data.train.classes),
+        in_chans=data.channels, **kwargs,
+    )  # fmt: skip
+    own: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    size = plan.size or fitting_size(own, data.train)
+    if size != own["input_size"][-1] and hasattr(net, "set_input_size"):
+        net.set_input_size(img_size=size)  # type: ignore[operator]
+    elif size != own["input_size"][-1] and own.get("fixed_input_size"):
+        raise TrainingError(f"{plan.model} takes images of {own['input_size'][-1]} pixels only: leave the size out")
+    net.pretrained_cfg = input_cfg(net, data.channels, size)  # type: ignore[assignment]
+    return net, size
+
+
+def _epochs(tuner: Tuner, run: Run, stop: Stop) -> bool:
+    """Runs what is left of the epochs; False where it was stopped. Leaves a checkpoint either way."""
+    plan, acc, steps = tuner.plan, tuner.accelerator, tuner.batches.steps
+    bar = progress(
+        plan.epochs * steps, run.folder.name, "step",
+        initial=tuner.epoch * steps + tuner.step_done, disable=not acc.is_main_process,
+    )  # fmt: skip
+    with bar:
+        while tuner.epoch < plan.epochs and not (plan.patience and tuner.measured_since >= plan.patience):
+            if not _epoch(tuner, stop, bar):
+                checkpoint(tuner, run)
+                acc.print(f"stopped ({stop.reason}) in epoch {tuner.epoch + 1} of {plan.epochs}")
+                return False
+            line = {"epoch": tuner.epoch, "loss": tuner.check(steps), "lr": tuner.lr}
+            line["seconds"] = round(tuner.seconds, 3)
+            tuner.epoch, tuner.step_done = tuner.epoch + 1, 0
+            measured = tuner.epoch % plan.measure == 0 or tuner.epoch == plan.epochs
+            if measured:
+                better = tuner.measure()
+                line |= {f"val_{key}": value for key, value in tuner.measured.items() if key != "epoch"}
+                if better and acc.is_main_process:
+                    save_module(run.folder / BEST_FILE, tuner.kept)
+            if acc.is_main_process:
+                run.append_metrics(line)
+            if measured:
+                checkpoint(tuner, run)
+                if tuner.epoch < plan.epochs and agreed(acc, stop(), True):
+                    acc.print(f"stopped ({stop.reason}) after epoch {tuner.epoch} of {plan.epochs}")
+                    return False
+    return True
+
+
+def _epoch(tuner: Tuner, stop: Stop, bar: tqdm[Any]) -> bool:
+    """Runs the rest of one epoch; False where it was stopped."""
+    tuner.begin_epoch()
+    steps, clock = tuner.batches.steps, time.monotonic()
+    for images, labels in tuner.batches.epoch(tuner.epoch, tuner.step_done):
+        assert isinstance(images, Tensor)  # one view of one size
+        tuner.losses[tuner.step_done] = tuner.step(images, labels)
+        tuner.step_done += 1
+        now = time.monotonic()
+        tuner.seconds, clock = tuner.seconds + now - clock, now
+        bar.update()
+        look = tuner.step_done % _LOOK_EVERY == 0
+        if look or tuner.step_done == steps:
+            loss, best = tuner.check(tuner.step_done), tuner.best.get("top1")
+            val = f" best val {best:.2f}" if best is not None else ""
+            bar.set_postfix_str(f"epoch {tuner.epoch + 1} loss {loss:.3f}{val}", False)
+        if tuner.step_done < steps and agreed(tuner.accelerator, stop(), look):
+            tuner.check(tuner.step_done)
+            return False
+    return True

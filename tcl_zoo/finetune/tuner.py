@@ -1,0 +1,173 @@
+"""The fine-tuning step, and the state around it that a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ..batches import Batches
+from ..errors import TrainingError
+from ..features import normaliser, predict
+from ..splits import FolderSplit, Split, subset
+from .plan import Plan
+
+
+class Tuner:
+    """The state of a fine-tuning: model, optimiser, average, the best so far, and where it stands.
+
+    Args:
+        plan: resolved.
+        model: with a classifier for the classes of ``train``; its ``pretrained_cfg`` says how images are prepared.
+        train: to train on.
+        val: to choose the epoch by; None keeps the last.
+        accelerator: device and processes.
+        workers: DataLoader workers of a streamed folder.
+    """
+
+    def __init__(
+        self, plan: Plan, model: nn.Module, train: Split | FolderSplit, val: Split | FolderSplit | None,
+        accelerator: Accelerator, workers: int = 0,
+    ) -> None:  # fmt: skip
+        self.plan, self.accelerator, self.val = plan, accelerator, val
+        set_seed(plan.seed, device_specific=True)
+        model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        try:
+            optimizer = create_optimizer_v2(
+                model, plan.optimizer, plan.lr, plan.weight_decay,
+                layer_decay=plan.layer_decay if plan.layer_decay < 1 else None,
+            )  # fmt: skip
+        except (ValueError, AssertionError, AttributeError) as error:
+            raise TrainingError(f"timm makes no optimizer {plan.optimizer!r} of this: {error or 'see timm'}") from None
+        # Before accelerate wraps forward: the average is a copy.
+        self.ema = ModelEmaV3(model, plan.ema, use_warmup=True) if plan.ema else None
+        self.model: Any = model
+        self.network, self.optimizer = accelerator.prepare(model, optimizer)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(self.ema)
+        side = plan.size if isinstance(train, FolderSplit) else train.images.shape[-1]
+        self.batches = Batches(
+            train, "", plan.augmentation, max(1, side // 8), 1, plan.batch_size, plan.seed, accelerator.device,
+            accelerator.process_index, accelerator.num_processes, workers,
+            normalise=normaliser(self.model, accelerator.device),
+        )  # fmt: skip
+        total = plan.epochs * self.batches.steps
+        self.schedule = CosineLRScheduler(
+            self.optimizer, total, lr_min=plan.lr / 100, warmup_t=int(plan.warmup * total), t_in_epochs=False,
+        )  # fmt: skip
+        self.loss: nn.Module = LabelSmoothingCrossEntropy(plan.smoothing) if plan.smoothing else nn.CrossEntropyLoss()
+        self.mixup = None
+        if plan.mixup or plan.cutmix:
+            classes = len(train.classes)
+            self.mixup = Mixup(plan.mixup, plan.cutmix, label_smoothing=plan.smoothing, num_classes=classes)
+            self.loss = SoftTargetCrossEntropy()
+        self.epoch = self.step_done = 0
+        self.seconds = 0.0
+        self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
+        self.measured: dict[str, Any] = {}  # epoch, top1, loss of the last measurement
+        self.best: dict[str, Any] = {}  # of the best one
+        self.measured_since = 0  # measurements since then
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step, of the layers that have the highest."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    @property
+    def kept(self) -> Any:
+        """The model that is measured and kept: the average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def begin_epoch(self) -> None:
+        """Train mode, or while frozen: only the head learns, and batch norm keeps its statistics."""
+        frozen = self.plan.freeze < 0 or self.epoch < self.plan.freeze
+        heads = self.model.get_classifier()
+        heads = heads if isinstance(heads, tuple) else (heads,)
+        self.network.train(not frozen)
+        self.model.requires_grad_(not frozen)
+        for head in heads:
+            head.train().requires_grad_(True)
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step: forward, backward, update. Returns the detached loss."""
+        done = self.epoch * self.batches.steps + self.step_done
+        self.schedule.step_update(done)
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.accelerator.autocast():
+            outputs = self.network(images)
+        loss = self.loss(outputs.float(), labels)
+        self.accelerator.backward(loss)
+        if self.plan.clip_grad:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=done + 1)
+        return loss.detach()
+
+    def measure(self) -> bool:
+        """Top-1 on the validation images, shared out over the processes; whether it is the best so far.
+
+        Ties go to the lower loss: few images leave few values for top-1.
+        """
+        if self.val is None:
+            self.measured = self.best = {"epoch": self.epoch}
+            return True
+        acc = self.accelerator
+        share = torch.arange(acc.process_index, len(self.val), acc.num_processes)
+        sums = torch.zeros(2, device=acc.device)
+        if len(share):
+            part = subset(self.val, share)
+            logits = predict(self.kept, part, device=acc.device)
+            labels = part.labels.cpu()
+            sums[0] = float((logits.argmax(1) == labels).sum())
+            sums[1] = float(F.cross_entropy(logits, labels, reduction="sum"))
+        hits, loss = acc.reduce(sums).tolist()
+        now = {"epoch": self.epoch, "top1": 100 * hits / len(self.val), "loss": loss / len(self.val)}
+        self.measured = now
+        better = not self.best or (now["top1"], -now["loss"]) > (self.best["top1"], -self.best["loss"])
+        self.best, self.measured_since = (now, 0) if better else (self.best, self.measured_since + 1)
+        return better
+
+    def check(self, upto: int) -> float:
+        """Mean loss of the epoch's steps before ``upto``; waits for the device.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite.
+        """
+        mean = float(self.losses[:upto].mean())
+        if not math.isfinite(mean):
+            advice = f"try a lower learning rate (--lr {self.plan.lr / 3:.1g})"
+            raise TrainingError(f"the loss became {mean} in epoch {self.epoch + 1}; {advice} or --clip-grad 1")
+        return mean
+
+    def save(self, folder: Path) -> None:
+        """Everything to go on bit for bit, through accelerate."""
+        self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process:
+            state = {key: getattr(self, key) for key in ("epoch", "step_done", "seconds", "best", "measured_since")}
+            state["losses"] = self.losses[: self.step_done].tolist()
+            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """The state that :meth:`save` wrote."""
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.accelerator.load_state(str(folder))
+        self.losses[: state["step_done"]] = torch.tensor(state.pop("losses"))
+        for key, value in state.items():
+            setattr(self, key, value)

@@ -1,0 +1,128 @@
+"""What every training on accelerate shares: the accelerator, checkpoints of a run folder, what it ran on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+
+from . import __version__
+from .errors import TrainingError
+from .runs import Run, writing
+from .stopping import agreed
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Resumable(Protocol):
+    """A training that stands at ``epoch`` and ``step_done``, and can be saved and loaded there."""
+
+    accelerator: Accelerator
+    epoch: int
+    step_done: int
+
+    def save(self, folder: Path) -> None:
+        """Writes everything to go on."""
+
+    def load(self, folder: Path) -> None:
+        """Reads what :meth:`save` wrote."""
+
+
+def create_accelerator(
+    precision: str, cpu: bool, log_with: str | None, run_dir: Path, partial: bool = False
+) -> Accelerator:
+    """The accelerator of one training; ``auto`` is bf16 on a GPU that has it, else fp32.
+
+    ``partial``: parts of the network may be without gradients at times.
+
+    Raises:
+        TrainingError: unknown precision or tracker, or accelerate refuses.
+    """
+    if precision == "auto":
+        gpu = torch.cuda.is_available() and not cpu
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision not in PRECISIONS:
+        raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    if log_with and log_with not in map(str, get_available_trackers()):
+        raise TrainingError(f"{log_with} is not installed: pip install {log_with}")
+    # accelerate remembers the precision of the process's first Accelerator; a second training may want another.
+    AcceleratorState._reset_state()
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else []
+    try:
+        return Accelerator(
+            mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir),
+            kwargs_handlers=handlers,
+        )  # fmt: skip
+    except (ValueError, ImportError) as error:
+        raise TrainingError(f"accelerate refuses these settings: {error}") from None
+
+
+def resume(trainer: Resumable, run: Run) -> None:
+    """Loads the newest checkpoint that every process can read; sets those aside that are newer.
+
+    Raises:
+        TrainingError: there are checkpoints, and none can be read.
+    """
+    accelerator, damaged, saved = trainer.accelerator, [], run.saved()
+    for folder in saved:
+        failure = ""
+        try:
+            run.check(folder)
+            trainer.load(folder)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if not agreed(accelerator, bool(failure), True):
+            break
+        accelerator.print(f"{folder.name} cannot be read ({failure or 'by another process'}); trying the one before")
+        damaged.append(folder)
+    if saved and len(damaged) == len(saved):
+        raise TrainingError(
+            f"none of the checkpoints in {run.checkpoints} can be read; start again in another run folder (--run-dir)"
+        )
+    if accelerator.is_main_process:
+        for folder in damaged:
+            run.set_aside(folder)
+        run.rewind_metrics(trainer.epoch)
+    accelerator.wait_for_everyone()
+
+
+def checkpoint(trainer: Resumable, run: Run) -> None:
+    """Writes a checkpoint of all processes into the run folder."""
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1:
+        run.save(trainer.epoch, trainer.step_done, trainer.save)
+        return
+    # Every process adds its random state to one folder, then the main process renames it.
+    shared = run.checkpoints / ".part-shared"
+    with writing(run.folder):
+        trainer.save(shared)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.save(trainer.epoch, trainer.step_done, lambda part: os.replace(shared, part))
+    accelerator.wait_for_everyone()
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the weights were made with; goes into the card."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy")
+    software = {"tcl_zoo": __version__, "python": platform.python_version()}
+    software |= {name: importlib.metadata.version(name) for name in packages}
+    if accelerator.device.type == "cuda":
+        hardware = torch.cuda.get_device_name(accelerator.device)
+    else:
+        hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    precision = next(name for name, theirs in PRECISIONS.items() if theirs == accelerator.mixed_precision)
+    return {
+        "software": software,
+        "hardware": hardware,
+        "processes": accelerator.num_processes,
+        "precision": precision,
+    }
