@@ -110,7 +110,7 @@ class Recipe:
     optimizer: str = "sgd"
     warmup_epochs: int = 0
     probe_augmentation: str = ""
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -374,5 +374,5 @@ def from_dict(fields: dict[str, Any]) -> Recipe:
     """
     try:
         return Recipe(**fields)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise RecipeError(f"not a recipe: {error}") from None
