@@ -47,7 +47,11 @@ def plans(dataset: str, epochs: int, settings: list[str]) -> dict[str, Recipe]:
 
     def plan(objective: str, views: int) -> Recipe:
         base = recipe(f"{objective}_{_ENCODER}_{dataset}.e{epochs}")
-        shared = {"views": views, "batch_views": views * _BATCH, "augmentation": SETTINGS[dataset].augmentation}
+        shared: dict[str, Any] = {
+            "views": views,
+            "batch_views": views * _BATCH,
+            "augmentation": SETTINGS[dataset].augmentation,
+        }
         return override(dataclasses.replace(base, **shared), settings)
 
     rows = {f"tcl_ssl, {views} views": plan("tcl_ssl", views) for views in _VIEWS}

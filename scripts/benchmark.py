@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from tcl_zoo.cli import OK, Parser, guarded
@@ -34,7 +35,7 @@ def main() -> int:
     from benchmarks import augment, loop, loss, probe, ssl, startup
 
     runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
-    runs |= {"processes": loop.processes, "ssl": lambda quick: ssl.run(quick, args.data_dir)}
+    runs |= {"processes": loop.processes, "ssl": partial(ssl.run, data_dir=args.data_dir)}
     for suite in SUITES if "all" in args.suites else args.suites:
         if suite == "epoch":
             loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops)
