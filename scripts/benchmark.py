@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tcl_zoo.cli import OK, Parser, guarded
@@ -37,8 +38,7 @@ def main() -> int:
 
     runs: dict[str, Callable[[bool], None]]
     runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
-    runs |= {"analysis": analysis.run, "processes": loop.processes}
-    runs |= {"ssl": lambda quick: ssl.run(quick, args.data_dir)}
+    runs |= {"analysis": analysis.run, "processes": loop.processes, "ssl": partial(ssl.run, data_dir=args.data_dir)}
     for suite in SUITES if "all" in args.suites else args.suites:
         if suite == "epoch":
             loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)

@@ -60,12 +60,11 @@ class Batches:
         device: where the views are made.
         rank, world: this process and the number of processes; each gets its slice of every batch.
         workers: DataLoader workers of a streamed folder.
-        multi: small crops beside the views; images in memory only.
+        multi: small crops beside the views.
         normalise: how to prepare the views, instead of by the data set's mean and deviation.
 
     Raises:
-        ValueError: fewer images than a batch, a batch that does not divide by the processes, or small crops of a
-            streamed folder.
+        ValueError: fewer images than a batch, or a batch that does not divide by the processes.
     """
 
     def __init__(
@@ -95,9 +94,7 @@ class Batches:
         self._own = slice(rank * share, (rank + 1) * share)
         streamed = isinstance(split, FolderSplit)
         size = split.size if isinstance(split, FolderSplit) else split.images.shape[-1]
-        multi = multi or MultiCrop()
-        if multi.count and streamed:
-            raise ValueError("small crops (options.local_crops) are cut from images in memory, not from a folder")
+        self.multi = multi = multi or MultiCrop()
         self.groups = view_groups(augmentation, size, views, multi, padding=crop_padding, cropped=streamed)
         self.normalise = normalise or Normalise(dataset, self.device)
         if isinstance(split, Split):
@@ -146,15 +143,18 @@ class Batches:
 
     def _streamed(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         assert isinstance(self.split, FolderSplit)
-        data = self.split.view(self.views, self.seed, self.groups[0][0].scale)
+        multi = self.multi
+        small = (multi.count, multi.size, (0.05, multi.split))
+        data = self.split.view(self.views, self.seed, self.groups[0][0].scale, small=small)
         data.set_epoch(epoch)
         own = order[start:, self._own]
         for step, (images, labels, _) in enumerate(loader(data, own.tolist(), self.workers), start):
-            views = images.to(self.device, non_blocking=True).transpose(0, 1)
+            sizes = images if multi.count else [images]
+            views = [v for size in sizes for v in size.to(self.device, non_blocking=True).unbind(1)]
             made, first = [], 0
             for group, (augment, count) in enumerate(self.groups):
                 params = self._parameters(group, epoch, step, self.batch_images, self.split.size)
                 mine = {key: value[:, self._own].flatten(0, 1) for key, value in params.items()}
-                made.append(augment.apply(views[first : first + count].flatten(0, 1), mine))
+                made.append(augment.apply(torch.cat(views[first : first + count]), mine))
                 first += count
             yield made, labels.to(self.device, non_blocking=True)

@@ -112,14 +112,16 @@ def complaint(config: Any, fetched: bool = False) -> str:
         return "has an in_chans or num_classes that no release has"
     if len(config["pretrained_cfg"].get("label_names", range(classes))) != classes:
         return f"has other label_names than {classes}"
-    if not _number(config.get("num_features", 1), 1, 10_000) or config.get("global_pool", "avg") != "avg":
+    pools = ("avg", "max", "token", "map", "avgmax", "catavgmax", "") if own else ("avg",)
+    if not _number(config.get("num_features", 1), 1, 10_000) or config.get("global_pool", "avg") not in pools:
         return "has a num_features or global_pool that no release has"
     if not SHA256.fullmatch(facts["sha256"]) or not 0 < facts["bytes"] <= MAX_WEIGHTS_BYTES:
         return "has a sha256 or bytes that no file of weights has"
     if not own and "dataset" in facts["recipe"] and facts["recipe"]["dataset"] not in list(DATA):
         return f"has the unknown data set {short(facts['recipe']['dataset'])}"
     top1 = facts["results"].get("top1", 0)
-    return "" if _number(top1, 0, 100) else f"has the top1 {short(top1)}"
+    unmeasured = own and top1 is None  # there were no test images
+    return "" if unmeasured or _number(top1, 0, 100) else f"has the top1 {short(top1)}"
 
 
 def cfg_complaint(cfg: dict[str, Any], own: bool = False) -> str:

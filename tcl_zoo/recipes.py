@@ -116,7 +116,7 @@ class Recipe:
     optimizer: str = "sgd"
     warmup_epochs: int = 0
     probe_augmentation: str = ""
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:

@@ -38,7 +38,7 @@ class Split:
         return digest.hexdigest()
 
 
-class FolderSplit(Dataset[tuple[Tensor, int, int]]):
+class FolderSplit(Dataset[tuple[Any, int, int]]):
     """Streams ``folder/<class>/*.png``: item i is (views uint8 [V, C, S, S], label, i).
 
     As made, it gives the evaluation view: shorter side to S * 256 / 224, centre crop S (SPEC §4).
@@ -68,7 +68,8 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
         from torchvision.transforms import v2
 
         self.folder, self.size, self.channels = Path(folder), size, channels
-        self.views, self.seed, self.epoch = 1, 0, 0
+        self.views, self.seed, self.epoch, self.small_views = 1, 0, 0, 0
+        self.small_transform: Any = None
         self.transform: Any = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
         if samples is not None:
             self.files, self.classes = [file for file, _ in samples], tuple(classes or ())
@@ -90,23 +91,27 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
         seed: int = 0,
         scale: tuple[float, float] = (0.2, 1.0),
         transform: Any = None,
+        small: tuple[int, int, tuple[float, float]] = (0, 0, (0.0, 0.0)),
     ) -> FolderSplit:
         """The same images for training: V random resized crops, aspect ratio 3/4..4/3, no flip.
 
-        ``transform`` (PIL to PIL, drawing from torch's generator) may replace the crop.
+        ``transform`` (PIL to PIL, drawing from torch's generator) may replace the crop. ``small``: how many crops of
+        another side and scale come with them; the views of an item are then [V, C, S, S] and [count, C, side, side].
         """
         from torchvision.transforms import v2
 
         split = copy.copy(self)
         split.transform = transform or v2.RandomResizedCrop(self.size, scale, (3 / 4, 4 / 3))
         split.views, split.seed = views, seed
+        split.small_views, side, small_scale = small
+        split.small_transform = v2.RandomResizedCrop(side, small_scale, (3 / 4, 4 / 3)) if split.small_views else None
         return split
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; call it before iterating, as workers copy the data set when they start."""
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int, int]:
         from torchvision.transforms.v2.functional import pil_to_tensor
 
         image = self.image(index)
@@ -114,8 +119,9 @@ class FolderSplit(Dataset[tuple[Tensor, int, int]]):
         with torch.random.fork_rng(devices=[], device_type="cpu"):
             # not torch.manual_seed: it would reseed the GPUs, which nothing here restores
             torch.default_generator.manual_seed(int.from_bytes(key, "little") >> 1)
-            views = [pil_to_tensor(self.transform(image)) for _ in range(self.views)]
-        return torch.stack(views), int(self.labels[index]), index
+            views = torch.stack([pil_to_tensor(self.transform(image)) for _ in range(self.views)])
+            small = [pil_to_tensor(self.small_transform(image)) for _ in range(self.small_views)]
+        return (views, torch.stack(small)) if small else views, int(self.labels[index]), index
 
     def image(self, index: int, side: int | None = None) -> Any:
         """The decoded PIL image, RGB or grey; with ``side`` a ``DataError`` where it is not side x side pixels."""

@@ -359,6 +359,27 @@ def test_signs_of_collapse():
     assert float(effective_rank(torch.zeros(4, 4))) == 1  # nothing at all: finite
 
 
+def test_collapse_is_seen():
+    """Two views drawn together with nothing to hold them apart: the signs fall; a contrastive loss keeps them up."""
+    signs = {}
+    for what in ("attraction alone", "tcl_ssl"):
+        objective, _ = make("tcl_ssl", views=2)
+        optimizer = torch.optim.Adam(objective.projector.parameters(), 0.01)
+        for step in range(150):
+            first = images(1, seed=step)
+            batch = torch.cat([first, first + 0.1 * images(1, seed=1000 + step)])
+            loss = objective(Pixels(), batch, torch.zeros(B))
+            if what == "attraction alone":
+                first, second = objective.projector(batch.flatten(1)).chunk(2)
+                loss = (first - second).square().sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        signs[what] = [float(value) for value in objective.logged().values()]
+    assert signs["attraction alone"][0] < 0.2 < 0.7 < signs["tcl_ssl"][0]
+    assert signs["attraction alone"][1] < 2.5 < 4 < signs["tcl_ssl"][1]
+
+
 class StopAfter:
     """Stands in for the clock: asks to stop after so many steps."""
 

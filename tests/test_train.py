@@ -265,11 +265,6 @@ def test_run_folders_of_older_versions(short, digits, tmp_path):
     assert train(plan, run_dir=tmp_path / "run", split=digits, cpu=True).finished
 
 
-def test_small_crops_of_a_folder_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="from images in memory"):
-        Batches(folder, "imagenet100", "symmetric", 4, 2, 8, seed=3, multi=MultiCrop(2, 16, 0.14))
-
-
 def test_batches_visit_every_image_once(digits):
     indices = torch.arange(256)
     marked = Split((indices % 256).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), indices, digits.classes)
@@ -316,6 +311,27 @@ def test_streamed_batches(folder, augmentation):
         both = torch.cat([h[step][0].unflatten(0, (2, 4)) for h in halves], dim=1).flatten(0, 1)
         assert torch.equal(both, views)
     assert sorted(torch.cat([labels for _, labels in whole]).tolist()) == sorted([0, 1, 2] * 8)
+
+
+def test_small_crops_of_a_streamed_folder(folder):
+    """The views are what they were without them; workers and several processes change nothing."""
+
+    def make(crops=3, **kwargs) -> list[list[torch.Tensor]]:
+        multi = MultiCrop(crops, 12, 0.2)
+        batches = Batches(folder, "imagenet100", "simaugment", 4, 2, 8, seed=3, multi=multi, **kwargs)
+        return [views for views, _ in batches.epoch(1)]
+
+    whole = make()
+    assert [tuple(v.shape) for v in whole[0]] == [(16, 3, 32, 32), (24, 3, 12, 12)]
+    first, second = whole[0][1][:8], whole[0][1][8:16]
+    assert not torch.equal(first, second)
+    for a, b in zip(whole, make(workers=2), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    halves = [make(rank=rank, world=2) for rank in (0, 1)]
+    for step, views in enumerate(whole):
+        for kind, value in enumerate(views):
+            parts = [half[step][kind].unflatten(0, (-1, 4)) for half in halves]
+            assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), value)
 
 
 def test_training_streams_a_folder(folder, tmp_path):

@@ -211,7 +211,8 @@ def view_groups(
         for view in range(kinds)
     ]  # fmt: skip
     if multi.count:
-        groups.append((Augment(name, multi.size, padding=padding, scale=(0.05, multi.split)), multi.count))
+        small = Augment(name, multi.size, padding=padding, cropped=cropped, scale=(0.05, multi.split))
+        groups.append((small, multi.count))
     return groups
 
 
