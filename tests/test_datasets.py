@@ -389,7 +389,7 @@ def test_folders_of_colour_and_other_modes(tmp_path: Path) -> None:
 
 
 def test_upright_and_sixteen_bits(tmp_path: Path) -> None:
-    """A photograph lying on its side by EXIF is turned; 16 bits become the upper 8, not 255."""
+    """A photograph lying on its side by EXIF is turned; 16 bits are scaled to 8, not cut at 255."""
     folder = tmp_path / "x"
     folder.mkdir()
     pixels = noise(1, 6, 3)[0][:, :4]
@@ -402,7 +402,7 @@ def test_upright_and_sixteen_bits(tmp_path: Path) -> None:
     split = FolderSplit(tmp_path)
     np.testing.assert_array_equal(np.asarray(split.image(0)), np.rot90(pixels, -1))
     for index in (1, 2):
-        np.testing.assert_array_equal(np.asarray(split.image(index)), np.dstack([deep // 256] * 3))
+        np.testing.assert_array_equal(np.asarray(split.image(index)), np.dstack([np.rint(deep / 257)] * 3))
 
 
 def test_folders_refused(tmp_path: Path) -> None:
