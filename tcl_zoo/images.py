@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import itertools
 import os
 import stat
 import warnings
@@ -96,6 +97,13 @@ def find(inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> I
                 raise DataError(f"nothing matches {name}")
         else:
             raise DataError(f"{name} is not there")
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last one shorter."""
+    items = iter(items)
+    while some := list(itertools.islice(items, size)):
+        yield some
 
 
 def reason(error: Exception) -> str:

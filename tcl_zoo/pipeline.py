@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from . import index
-from .embeddings import batched
 from .errors import DataError, WeightsError
 from .features import frozen, pooled
-from .images import convert, read, reason, shown
+from .images import batched, convert, read, reason, shown
 from .models import create_model, create_transform
 from .splits import why
 from .weights import SOURCES

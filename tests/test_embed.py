@@ -20,7 +20,7 @@ from PIL import Image
 from tcl_zoo import cli
 from tcl_zoo.datasets import load
 from tcl_zoo.embed import embed, search
-from tcl_zoo.embeddings import chunks
+from tcl_zoo.embed.files import chunks
 from tcl_zoo.errors import DataError
 from tcl_zoo.pipeline import Pipeline, pipeline
 
@@ -178,7 +178,7 @@ def test_release_folder_in_place_of_ours(capsys, released, digits, tmp_path):
 
 
 def test_search_is_the_cosine_of_all(loaded, digits, tmp_path, monkeypatch):
-    from tcl_zoo import embeddings
+    from tcl_zoo.embed import files
 
     out, query = tmp_path / "out.npz", sorted(digits.glob("3/*"))[0]
     embed(loaded, [digits], out)
@@ -187,7 +187,7 @@ def test_search_is_the_cosine_of_all(loaded, digits, tmp_path, monkeypatch):
     cosine = rows @ rows[paths.index(str(query))]
     order = [i for i in np.argsort(-cosine) if paths[i] != str(query)][:9]
     for chunk_bytes in (4_000_000, 64 * 4 * 7):
-        monkeypatch.setattr(embeddings, "_CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(files, "_CHUNK_BYTES", chunk_bytes)
         found = search(loaded, query, out, 9)
         assert [path for path, _ in found] == [paths[i] for i in order]
         np.testing.assert_allclose([similarity for _, similarity in found], cosine[order], atol=1e-5)

@@ -37,10 +37,10 @@ def register(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from ..embed import embed, search
-    from ..embeddings import check_suffix
+    from ..embed.files import check_suffix
+    from ..embed.neighbours import plot_neighbours
     from ..errors import DataError
     from ..images import shown
-    from ..neighbours import plot_neighbours
     from ..pipeline import cores, pipeline
 
     if not args.images and not args.search:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl_zoo.neighbours import plot_neighbours
+from tcl_zoo.embed.neighbours import plot_neighbours
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200), (200, 0, 200)]
 

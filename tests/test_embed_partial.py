@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcl_zoo import embeddings
+from tcl_zoo.embed import files
+from tcl_zoo.embed.partial import Partial, skipped_file
 from tcl_zoo.errors import DataError
-from tcl_zoo.partial import Partial, skipped_file
+from tcl_zoo.images import batched
 
 DIM, BATCH = 5, 4
 META = {"model": "m", "weights": "0", "dim": DIM}
@@ -39,7 +40,7 @@ def why(path: str) -> str | None:
 def run(out: Path, paths: list[str], batches: int | None = None, meta: dict = META) -> None:
     """Appends up to ``batches`` batches; all and the end where not given."""
     with Partial(out, iter(paths), meta) as partial:
-        for some in embeddings.batched(partial.remaining(), BATCH):
+        for some in batched(partial.remaining(), BATCH):
             if batches == 0:
                 return
             batches = batches and batches - 1
@@ -67,7 +68,7 @@ def test_rows_paths_and_skipped_in_order(tmp_path, paths, suffix):
         kept = [path.encode("utf-8", "backslashreplace").decode() for path in kept]  # Parquet holds text alone
     assert names == kept
     np.testing.assert_array_equal(rows, expected)
-    assert json.loads(meta)["images"]["n"] == len(paths) and embeddings.read_meta(out) == json.loads(meta)
+    assert json.loads(meta)["images"]["n"] == len(paths) and files.read_meta(out) == json.loads(meta)
     lines = skipped_file(out).read_text().splitlines()
     assert lines == [f"{path}\tno image" for path in paths if why(path)]
     assert not (tmp_path / f"out{suffix}.part").exists()
@@ -78,15 +79,15 @@ def test_chunks(tmp_path, paths, suffix, monkeypatch):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
     run(tmp_path / f"out{suffix}", paths)
-    whole = list(embeddings.chunks(tmp_path / f"out{suffix}"))
+    whole = list(files.chunks(tmp_path / f"out{suffix}"))
     assert len(whole) == 1
-    monkeypatch.setattr(embeddings, "_CHUNK_BYTES", 7 * 4 * DIM)
-    parts = list(embeddings.chunks(tmp_path / f"out{suffix}"))
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 7 * 4 * DIM)
+    parts = list(files.chunks(tmp_path / f"out{suffix}"))
     assert [len(names) for names, _ in parts][:-1] == [7] * (len(parts) - 1)
     assert [name for names, _ in parts for name in names] == whole[0][0]
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), whole[0][1])
     run(tmp_path / f"small{suffix}", paths)  # written in small parts, too
-    small = [rows for _, rows in embeddings.chunks(tmp_path / f"small{suffix}")]
+    small = [rows for _, rows in files.chunks(tmp_path / f"small{suffix}")]
     np.testing.assert_array_equal(np.concatenate(small), whole[0][1])
 
 
@@ -177,7 +178,7 @@ def test_files_of_something_else_are_refused(tmp_path, paths):
     (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
     for name in ("other.npz", "text.npz", "cut.npz", "missing.npz"):
         with pytest.raises(DataError, match=name):
-            embeddings.read_meta(tmp_path / name)
+            files.read_meta(tmp_path / name)
 
 
 def test_a_flipped_byte_is_noticed(tmp_path, paths):
@@ -188,4 +189,4 @@ def test_a_flipped_byte_is_noticed(tmp_path, paths):
         data[archive.getinfo("embeddings.npy").header_offset + 200] ^= 1
     out.write_bytes(data)
     with pytest.raises(DataError, match="not a whole file"):
-        list(embeddings.chunks(out))
+        list(files.chunks(out))

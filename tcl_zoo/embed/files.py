@@ -7,18 +7,18 @@ columns ``path`` and ``embedding`` (lists of d floats), ``meta`` in the schema u
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
+from ..images import batched
 
 _CHUNK_BYTES = 4_000_000
 _META = b"tcl_zoo"
@@ -143,13 +143,6 @@ def _pyarrow() -> tuple[Any, Any]:
     except ImportError:
         raise DataError('.parquet needs pyarrow: pip install "tcl_zoo[parquet]", or write a .npz') from None
     return pyarrow, pyarrow.parquet
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, the last one shorter."""
-    items = iter(items)
-    while some := list(itertools.islice(items, size)):
-        yield some
 
 
 def _per_chunk(numbers: int) -> int:

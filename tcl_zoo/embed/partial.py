@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from . import embeddings
-from .errors import DataError
-from .images import shown
+from ..errors import DataError
+from ..images import shown
+from . import files
 
 _COMMIT_SECONDS = 0.5  # at most so much work is lost to a kill; syncing every batch would cost more
 
@@ -46,7 +46,7 @@ class Partial:
     """
 
     def __init__(self, out: Path, paths: Iterable[str], meta: dict[str, Any]) -> None:
-        embeddings.check_suffix(out)
+        files.check_suffix(out)
         self.out, self.folder = out, out.with_name(out.name + ".part")
         self.done = self.rows = 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Partial:
         """Puts the file into its place; ``OUT.skipped.txt`` beside it (path, tab, reason) where images were skipped."""
         new, notes = self.folder / self.out.name, self.folder / "skipped.txt"
         self._commit()
-        embeddings.write(new, self.folder / "rows.f32", self._kept, self.rows, self.meta)
+        files.write(new, self.folder / "rows.f32", self._kept, self.rows, self.meta)
         skipped = skipped_file(self.out)
         if self.rows < self.done:
             with notes.open("w", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .images import read, shown
+from ..images import read, shown
 
 _DPI, _WIDTH, _GAP, _MARGIN, _QUERY = 100, 8.0, 0.15, 0.2, 2.2  # inches but the first
 _LINE = 0.19  # height of a line of text

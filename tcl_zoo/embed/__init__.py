@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .embeddings import check_suffix, chunks, read_meta
-from .errors import DataError
-from .images import find, shown
+from ..errors import DataError
+from ..images import find, shown
+from ..pipeline import Pipeline
+from ..progress import progress
+from .files import check_suffix, chunks, read_meta
 from .partial import Partial, listing, skipped_file
-from .pipeline import Pipeline
-from .progress import progress
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def embed(
     Args:
         pipeline: of :func:`tcl_zoo.pipeline.pipeline`.
         images: files, folders and glob patterns; see :func:`tcl_zoo.images.find`.
-        out: ``.npz`` or ``.parquet``; see :mod:`tcl_zoo.embeddings`.
+        out: ``.npz`` or ``.parquet``; see :mod:`tcl_zoo.embed.files`.
         batch_size: images at a time.
         workers: processes that decode.
         overwrite: replace a file of other images or of another model.
