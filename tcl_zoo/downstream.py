@@ -168,10 +168,11 @@ def open_model(
 
     if (run := run_folder(name)) is not None:
         return _from_run(run, pretrained, timm_kwargs)
-    name, weights_dir = by_path(name, weights_dir)
+    known = timm.is_model(name.partition(".")[0])  # of several models with one weights_dir, some may be timm's
+    name, weights_dir = by_path(name, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir:
         return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
-    if timm.is_model(name.partition(".")[0]):
+    if known:
         try:
             return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
         except RuntimeError as error:

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tcl_zoo import cli
 from tcl_zoo.datasets import load
-from tcl_zoo.downstream import fit, input_cfg, open_model
+from tcl_zoo.downstream import fit, input_cfg, open_model, own_name
 from tcl_zoo.errors import DataError, RecipeError
 from tcl_zoo.features import features
 from tcl_zoo.splits import Split, stratified
@@ -105,6 +105,22 @@ def test_sizes_and_channels():
         assert seen == [(3, *own)]
     cfg = input_cfg(open_model("test_vit", pretrained=False), channels=1, size=64)
     assert cfg["input_size"] == [1, 64, 64] and len(cfg["mean"]) == 1
+
+
+def test_models_of_every_kind(released, tmp_path):
+    """By name, by path of a release or a run, of timm; with weights and without, one weights_dir for all."""
+    name, run, folder = "tcl_resnet20_digits.e1", str(released.parent / "run"), str(released / "tcl_resnet20_digits.e1")
+    x = torch.randn(2, 1, 8, 8)
+    expected = open_model(name, weights_dir=released, num_classes=0).eval()(x)
+    for place in (run, folder):
+        torch.testing.assert_close(open_model(place, num_classes=0).eval()(x), expected)
+        fresh = open_model(place, pretrained=False, num_classes=3)
+        assert fresh(x).shape == (2, 3) and fresh.pretrained_cfg["input_size"] == [1, 8, 8]
+    assert own_name(run) == "run" and own_name(folder) == name and own_name("resnet18") == "resnet18"
+    other = open_model("resnet10t", pretrained=False, weights_dir=released, num_classes=0)
+    assert other.pretrained_cfg["architecture"] == "resnet10t"
+    (tmp_path / "resnet10t").symlink_to(folder)
+    assert open_model(str(tmp_path / "resnet10t"), num_classes=0).eval()(x).allclose(expected)
 
 
 def test_refused(tmp_path):
