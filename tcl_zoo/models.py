@@ -104,7 +104,7 @@ def create_model(
     import timm
     from timm.models import load_pretrained
 
-    if not pretrained and not name.startswith(SOURCES):
+    if not pretrained and not name.startswith(SOURCES) and weights_dir is None:
         data, architecture = DATA[recipe(name).dataset], recipe(name).architecture
         timm_kwargs.setdefault("in_chans", data.in_chans)
         classes = data.num_classes if num_classes is None else num_classes

@@ -135,7 +135,7 @@ def panels(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(3, len(found))
+    columns = 2 if len(found) == 4 else min(3, len(found))
     rows = -(-len(found) // columns)
     names = list(dict.fromkeys(name for curves in found.values() for name in curves))
     figure = Figure(figsize=(max(8, 4 * columns), 3.6 * rows + 0.6), dpi=100, layout="constrained")

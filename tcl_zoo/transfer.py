@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .downstream import KNOWN, fit, fitting_size, input_cfg, load_known, open_data, open_model, own_name
+from .downstream import KNOWN, fit, input_cfg, load_known, open_data, open_model, own_name
 from .errors import DataError
 from .features import features
 from .probe import knn_probe, linear_probe
@@ -79,7 +79,7 @@ def transfer(
         seeds: draws of each number, but one of all images.
         C: inverse L2 penalty of the linear fit.
         k: neighbours, weighted.
-        size: pixels a side; 0 is the encoder's own, or the images' for a net with the CIFAR stem.
+        size: pixels a side; 0 is the encoder's own.
         test_images: measure on so many test images only, the same share of each class; 0 is all.
         pretrained: False for random weights, as a baseline.
         weights_dir: a release folder, or a folder of them.
@@ -104,8 +104,7 @@ def transfer(
         for model_name in models:
             shown = own_name(model_name)
             model = open_model(model_name, pretrained=pretrained, weights_dir=weights_dir, num_classes=0).to(device)
-            own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-            cfg = input_cfg(model, own["input_size"][0], size or fitting_size(own, train))
+            cfg = input_cfg(model, size=size)
             model.pretrained_cfg = cfg  # type: ignore[assignment]
             parts = fit(subset(train, used), cfg), fit(test, cfg)
             x, y = (features(model, part, device=device, desc=f"{shown} on {label}") for part in parts)

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tcl_zoo import cli
 from tcl_zoo.datasets import load
-from tcl_zoo.downstream import fit, fitting_size, input_cfg, open_model
+from tcl_zoo.downstream import fit, input_cfg, open_model, own_name
 from tcl_zoo.errors import DataError, RecipeError
 from tcl_zoo.features import features
 from tcl_zoo.splits import Split, stratified
@@ -91,18 +91,36 @@ def test_written_and_read(tmp_path):
 
 
 def test_sizes_and_channels():
-    """A net with the CIFAR stem takes small images as they are and large ones at its own size."""
-    for name, side, channels, expected in (
-        ("resnet20_cifar", 28, 1, 28), ("resnet20_cifar", 96, 3, 32), ("resnet20_cifar", 8, 1, 8),
-        (NAME, 32, 3, 32), (NAME, 96, 3, 8), ("test_vit", 32, 3, 160),
-    ):  # fmt: skip
+    """Whatever the images are, the encoder gets them at its own size and in its own channels."""
+    cases = (("resnet20_cifar", 28, 1), ("resnet20_cifar", 96, 3), (NAME, 32, 3), ("test_vit", 32, 1))
+    for name, side, channels in cases:
         model = open_model(name, pretrained=name == NAME, num_classes=0)
-        own = model.pretrained_cfg
-        split = Split(torch.zeros(3, channels, side, side, dtype=torch.uint8), torch.arange(3), tuple("abc"))
-        size = fitting_size(own, split)
-        assert size == expected
-        model.pretrained_cfg = input_cfg(model, own["input_size"][0], size)
-        assert features(model, fit(split, model.pretrained_cfg)).shape[0] == 3
+        own = model.pretrained_cfg["input_size"]
+        split = Split(torch.full((3, channels, side, side), 99, dtype=torch.uint8), torch.arange(3), tuple("abc"))
+        seen = []
+        forward = model.forward_features
+        model.forward_features = lambda x, f=forward, s=seen: (s.append(tuple(x.shape)), f(x))[1]
+        model.pretrained_cfg = input_cfg(model)
+        features(model, fit(split, model.pretrained_cfg))
+        assert seen == [(3, *own)]
+    cfg = input_cfg(open_model("test_vit", pretrained=False), channels=1, size=64)
+    assert cfg["input_size"] == [1, 64, 64] and len(cfg["mean"]) == 1
+
+
+def test_models_of_every_kind(released, tmp_path):
+    """By name, by path of a release or a run, of timm; with weights and without, one weights_dir for all."""
+    name, run, folder = "tcl_resnet20_digits.e1", str(released.parent / "run"), str(released / "tcl_resnet20_digits.e1")
+    x = torch.randn(2, 1, 8, 8)
+    expected = open_model(name, weights_dir=released, num_classes=0).eval()(x)
+    for place in (run, folder):
+        torch.testing.assert_close(open_model(place, num_classes=0).eval()(x), expected)
+        fresh = open_model(place, pretrained=False, num_classes=3)
+        assert fresh(x).shape == (2, 3) and fresh.pretrained_cfg["input_size"] == [1, 8, 8]
+    assert own_name(run) == "run" and own_name(folder) == name and own_name("resnet18") == "resnet18"
+    other = open_model("resnet10t", pretrained=False, weights_dir=released, num_classes=0)
+    assert other.pretrained_cfg["architecture"] == "resnet10t"
+    (tmp_path / "resnet10t").symlink_to(folder)
+    assert open_model(str(tmp_path / "resnet10t"), num_classes=0).eval()(x).allclose(expected)
 
 
 def test_refused(tmp_path):

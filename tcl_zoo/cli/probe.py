@@ -28,11 +28,11 @@ def register(add: Add) -> None:
     sub.add_argument("--C", type=float, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
     sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K",
                      help="neighbours (default: 20 200; the first, to compare)")  # fmt: skip
+    sub.add_argument("--size", type=int, default=0, help="pixels a side (default: the model's)")
     several = sub.add_argument_group("to compare (on with several models or data sets, or with --shots)")
     several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
     several.add_argument("--seeds", type=int, default=5, help="draws of each number (default: 5)")
-    several.add_argument("--size", type=int, default=0, help="pixels a side (default: the model's)")
     several.add_argument("--test-images", type=int, default=0, metavar="N", help="measure on so many only")
     several.add_argument("--csv", metavar="FILE", help="write every measurement")
     several.add_argument("--picture", metavar="PNG", help="draw the linear probes")
@@ -91,14 +91,17 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
 def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     import torch
 
-    from ..downstream import load_known, open_model
+    from ..downstream import fit, input_cfg, load_known, open_model
     from ..errors import DataError
     from ..probe import knn_probe, linear_probe
 
     model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    train, test = (load_known(dataset, args.data_dir, split, args.download) for split in ("train", "test"))
+    cfg = input_cfg(model, size=args.size)
+    model.pretrained_cfg = cfg  # type: ignore[assignment]
+    parts = (load_known(dataset, args.data_dir, split, args.download) for split in ("train", "test"))
+    train, test = (fit(part, cfg) for part in parts)
     chosen = recipe(name) if _is_recipe(name) and recipe(name).dataset == dataset else None
     if args.protocol == "thesis" and chosen is None:
         raise DataError("--protocol thesis follows a recipe: it goes with a model of this zoo on its own data set")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
@@ -34,7 +35,8 @@ def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict
     if (run := run_folder(plan.model)) is not None:
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
         return {"name": own_name(plan.model), "sha256": digest}
-    name, weights_dir = by_path(plan.model, weights_dir)
+    known = timm.is_model(plan.model.partition(".")[0])
+    name, weights_dir = by_path(plan.model, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir or name in entries():
         release = locate(name, weights_dir)
         return {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}

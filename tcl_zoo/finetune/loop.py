@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..downstream import Data, fitting_size, input_cfg, open_data, open_model
+from ..downstream import Data, input_cfg, open_data, open_model
 from ..errors import TrainingError
 from ..peers import naming_the_lost
 from ..progress import progress
@@ -139,7 +139,7 @@ def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -
         in_chans=data.channels, **kwargs,
     )  # fmt: skip
     own: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    size = plan.size or fitting_size(own, data.train)
+    size = plan.size or int(own["input_size"][-1])
     if size != own["input_size"][-1] and hasattr(net, "set_input_size"):
         net.set_input_size(img_size=size)  # type: ignore[operator]
     elif size != own["input_size"][-1] and own.get("fixed_input_size"):

@@ -40,7 +40,7 @@ class Plan:
         measure: epochs between two measurements on the validation images; 0 is a thirtieth of the epochs.
         val: share of each class to hold out where the data has no validation images.
         per_class: go by so many training images of each class only, those held out among them; 0 is all.
-        size: pixels a side; 0 is the model's own, or the images' for a net with the CIFAR stem.
+        size: pixels a side; 0 is the model's own.
         seed: of the head, the order, the augmentation and what is held out.
     """
 

@@ -79,8 +79,9 @@ class Tuner:
         self.seconds = 0.0
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
         self.measured: dict[str, Any] = {}  # epoch, top1, loss of the last measurement
-        self.best: dict[str, Any] = {}  # of the best one
-        self.measured_since = 0  # measurements since then
+        self.best: dict[str, Any] = {}  # of the one whose weights are kept
+        self.highest: list[float] = []  # top1, loss
+        self.measured_since = 0  # measurements since the highest
 
     @property
     def lr(self) -> float:
@@ -121,13 +122,27 @@ class Tuner:
         return loss.detach()
 
     def measure(self) -> bool:
-        """Top-1 on the validation images, shared out over the processes; whether it is the best so far.
+        """Measures on the validation images; whether these weights are to be kept.
 
-        Ties go to the lower loss: few images leave few values for top-1.
+        Kept are the latest whose top-1 is within one standard error of the highest so far: on few images the highest
+        is mostly luck, and the learning rate is lowest at the end.
         """
         if self.val is None:
             self.measured = self.best = {"epoch": self.epoch}
             return True
+        top1, loss = self.validate()
+        self.measured = {"epoch": self.epoch, "top1": top1, "loss": loss}
+        self.measured_since += 1
+        if not self.highest or (top1, -loss) > (self.highest[0], -self.highest[1]):
+            self.highest, self.measured_since = [top1, loss], 0
+        share = self.highest[0] / 100
+        keep = top1 >= self.highest[0] - 100 * math.sqrt(share * (1 - share) / len(self.val))
+        self.best = self.measured if keep else self.best
+        return keep
+
+    def validate(self) -> tuple[float, float]:
+        """Top-1 in percent and mean loss on the validation images, shared out over the processes."""
+        assert self.val is not None
         acc = self.accelerator
         share = torch.arange(acc.process_index, len(self.val), acc.num_processes)
         sums = torch.zeros(2, device=acc.device)
@@ -138,11 +153,7 @@ class Tuner:
             sums[0] = float((logits.argmax(1) == labels).sum())
             sums[1] = float(F.cross_entropy(logits, labels, reduction="sum"))
         hits, loss = acc.reduce(sums).tolist()
-        now = {"epoch": self.epoch, "top1": 100 * hits / len(self.val), "loss": loss / len(self.val)}
-        self.measured = now
-        better = not self.best or (now["top1"], -now["loss"]) > (self.best["top1"], -self.best["loss"])
-        self.best, self.measured_since = (now, 0) if better else (self.best, self.measured_since + 1)
-        return better
+        return 100 * hits / len(self.val), loss / len(self.val)
 
     def check(self, upto: int) -> float:
         """Mean loss of the epoch's steps before ``upto``; waits for the device.
@@ -160,7 +171,8 @@ class Tuner:
         """Everything to go on bit for bit, through accelerate."""
         self.accelerator.save_state(str(folder))
         if self.accelerator.is_main_process:
-            state = {key: getattr(self, key) for key in ("epoch", "step_done", "seconds", "best", "measured_since")}
+            keys = ("epoch", "step_done", "seconds", "best", "highest", "measured_since")
+            state = {key: getattr(self, key) for key in keys}
             state["losses"] = self.losses[: self.step_done].tolist()
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
