@@ -171,6 +171,8 @@ def render(plan: Plan, store: Store, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     items = measure(plan, store)
     rows, compared, over_steps = summary(plan, items), pairs(plan, items), curves(items)
+    for suffix in ("pairs.csv", "curves.csv", "png"):  # of an earlier rendering
+        (folder / f"{plan.stem}.{suffix}").unlink(missing_ok=True)
     files = [folder / f"{plan.stem}.csv"]
     _write_csv(files[0], rows)
     for suffix, more in (("pairs", compared), ("curves", over_steps)):
