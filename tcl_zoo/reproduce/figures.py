@@ -49,24 +49,28 @@ def top1_figure(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
     shown = [row for row in rows if row["n"] or (not plan.scale.label and row["thesis"] is not None)]
     names = list(dict.fromkeys(row["series"] for row in rows))
     places = list(dict.fromkeys(row["row"] for row in shown))
-    look = _look(names)
+    values = sorted({float(row["row"]) for row in shown}) if plan.grid.numeric else []
+    low = min((value for value in values if value > 0), default=1.0)
+    # Series stand a little beside each other, so that their intervals can be told apart.
+    beside = (10 * max([low, *values]) / low) ** 0.012 - 1
+    look, caption = _look(names), _caption([row["n"] for row in shown if row["n"]])
     for i, name in enumerate(names):
         mine = [row for row in shown if row["series"] == name]
         if plan.grid.numeric:
-            x = [float(row["row"]) for row in mine]
+            x = [value + beside * i * max(value, low) for value in (float(row["row"]) for row in mine)]
         else:
             x = [places.index(row["row"]) + 0.16 * (i - (len(names) - 1) / 2) for row in mine]
         style = look[name] | ({} if plan.grid.numeric else {"linestyle": "none"})
         ours = [(a, row) for a, row in zip(x, mine, strict=True) if row["n"]]
         if ours:
             where, means = [a for a, _ in ours], [row["ours"] for _, row in ours]
-            label, common = f"{name} ({_runs([row for _, row in ours])})", {"markersize": 8, "linewidth": 2} | style
+            label = name if caption else f"{name} ({_runs([row['n'] for _, row in ours])})"
+            common = {"markersize": 8, "linewidth": 2} | style
             if any(row["ci95"] is not None for _, row in ours):
                 axes.errorbar(where, means, [row["ci95"] or 0.0 for _, row in ours], capsize=5, label=label, **common)
-                for a, row in ours:
+                for a, row in ours if not plan.grid.numeric else ():
                     runs = [float(text.partition(":")[2]) for text in row["top1_by_seed"].split()]
-                    beside = a if plan.grid.numeric else a + 0.05
-                    axes.plot([beside] * len(runs), runs, ".", color=style["color"], alpha=0.5, markersize=7)
+                    axes.plot([a + 0.05] * len(runs), runs, ".", color=style["color"], alpha=0.5, markersize=7)
             else:
                 axes.plot(where, means, label=label, **common)
         theirs = [(a, row["thesis"]) for a, row in zip(x, mine, strict=True) if row["thesis"] is not None]
@@ -74,8 +78,7 @@ def top1_figure(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
             axes.scatter(*zip(*theirs, strict=True), s=90, facecolors="none", edgecolors=style["color"], linewidths=1.5,
                          marker=style["marker"], label=f"{name}, thesis")  # fmt: skip
     if plan.grid.numeric:
-        values = sorted({float(row["row"]) for row in shown})
-        axes.set_xscale("symlog", linthresh=min((value for value in values if value > 0), default=1.0))
+        axes.set_xscale("symlog", linthresh=low)
         axes.set_xticks(values, [f"{value:,.0f}" for value in values])
         axes.minorticks_off()
     else:
@@ -83,14 +86,19 @@ def top1_figure(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_xlabel(plan.grid.axis, fontsize=12)
     axes.set_ylabel("top-1 on the test split (%)", fontsize=12)
-    _finish(figure, axes, path, [axes])
+    _finish(figure, axes, path, [axes], caption)
 
 
-def _runs(rows: list[dict[str, Any]]) -> str:
-    counts = sorted({row["n"] for row in rows})
-    if counts == [1]:
+def _runs(counts: list[int]) -> str:
+    """``1 run``, ``2-3 runs, 95 % interval``."""
+    if set(counts) == {1}:
         return "1 run"
-    return f"{'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} runs, 95 % interval"
+    return f"{'-'.join(map(str, sorted({min(counts), max(counts)})))} runs, 95 % interval"
+
+
+def _caption(counts: list[int]) -> str:
+    """What holds for every series alike; "" where their numbers of runs differ."""
+    return f"mean of {_runs(counts)}".replace("mean of 1 run", "1 run each") if len(set(counts)) == 1 else ""
 
 
 def gradient_figure(plan: Plan, curves: list[dict[str, Any]], path: Path) -> None:
@@ -103,29 +111,32 @@ def gradient_figure(plan: Plan, curves: list[dict[str, Any]], path: Path) -> Non
     """
     figure, panels = _figure(plan, 5, 2)
     names = list(dict.fromkeys(row["series"] for row in curves))
-    look = _look(names)
+    look, caption = _look(names), _caption([row["n"] for row in curves])
     for axes, which in zip(panels, ("positives", "negatives"), strict=True):
         for name in names:
             mine = [row for row in curves if row["series"] == name]
             steps, means = [row["step"] for row in mine], [row[which] for row in mine]
             style = {key: look[name][key] for key in ("color", "linestyle")}
-            label = f"{name} ({_runs(mine)})"
+            label = name if caption else f"{name} ({_runs([row['n'] for row in mine])})"
             axes.plot(steps, means, linewidth=2, label=label, **style)
             if mine[0]["n"] > 1:
                 half = [row[f"{which}_ci95"] for row in mine]
                 low = [m - h for m, h in zip(means, half, strict=True)]
                 high = [m + h for m, h in zip(means, half, strict=True)]
-                axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+                axes.fill_between(
+                    steps, low, high, color=style["color"], alpha=0.18 if len(names) <= 3 else 0.1, linewidth=0
+                )
         axes.set_title(f"from all {which}", fontsize=12)
         axes.set_xlabel(plan.grid.axis, fontsize=12)
     panels[0].set_ylabel("mean gradient magnitude per anchor\n(units of 1/temperature)", fontsize=12)
-    _finish(figure, panels[0], path, list(panels))
+    _finish(figure, panels[0], path, list(panels), caption)
 
 
-def _finish(figure: Any, labelled: Any, path: Path, panels: list[Any]) -> None:
+def _finish(figure: Any, labelled: Any, path: Path, panels: list[Any], caption: str) -> None:
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=11)
     handles, names = labelled.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=11, frameon=False)
+    style = {"fontsize": 10, "title_fontsize": 11, "frameon": False}
+    figure.legend(handles, names, loc="outside lower center", ncols=2, title=caption or None, **style)
     figure.savefig(path)

@@ -76,10 +76,10 @@ def _table(rows: list[Row], axis: str, gradients: bool) -> list[str]:
 
 
 def _pairs(pairs: list[Row]) -> list[str]:
-    lines = [_line(["", "", "minus", "of", "thesis", "ours (mean)", "n", "95 % interval", ""]), _line(["---"] * 9)]
+    lines = [_line(["", "minus", "of", "thesis", "ours (mean)", "n", "95 % interval", "is"]), _line(["---"] * 8)]
     for pair in pairs:
         digits = 2 if pair["measure"] == "top1" else 3
-        what = [pair["row"], pair["series"], pair["against"], MEASURES[pair["measure"]]]
+        what = [pair["first"], pair["second"], MEASURES[pair["measure"]]]
         values = [number(pair["thesis"], 2, "+"), number(pair["difference"], digits, "+"), str(pair["n"])]
         lines.append(_line([*what, *values, spread(pair["ci95"], digits), pair["verdict"]]))
     return lines

@@ -132,16 +132,16 @@ def pairs(plan: Plan, items: list[Measured]) -> list[Row]:
             mean, half = interval([a[seed] - b[seed] for seed in seeds]) if seeds else (None, None)
             both = (item.cell.thesis, other.cell.thesis)
             thesis = both[0] - both[1] if which == "top1" and None not in both else None  # type: ignore[operator]
-            rows.append(
-                {
-                    "row": item.cell.row, "series": item.cell.series,
-                    "against": " ".join(filter(None, (other.cell.row if other.cell.row != item.cell.row else "",
-                                                      other.cell.series))),
-                    "measure": which, "thesis": thesis, "difference": mean, "ci95": half, "n": len(seeds),
-                    "verdict": verdict(mean or 0.0, half, len(seeds)),
-                }
-            )  # fmt: skip
+            row: Row = {"first": _label(plan, item.cell), "second": _label(plan, other.cell), "measure": which}
+            row |= {"thesis": thesis, "difference": mean, "ci95": half, "n": len(seeds)}
+            rows.append(row | {"verdict": verdict(mean or 0.0, half, len(seeds))})
     return rows
+
+
+def _label(plan: Plan, cell: Cell) -> str:
+    """A cell's row and series: ``k1 = 10, k2 = 1``, ``CIFAR-10 (R50), TCL``."""
+    row = f"{plan.grid.axis.partition(' (')[0]} = {cell.row}" if plan.grid.numeric else cell.row
+    return ", ".join(filter(None, (row, cell.series)))
 
 
 def curves(items: list[Measured]) -> list[Row]:
@@ -171,6 +171,8 @@ def render(plan: Plan, store: Store, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     items = measure(plan, store)
     rows, compared, over_steps = summary(plan, items), pairs(plan, items), curves(items)
+    for suffix in ("pairs.csv", "curves.csv", "png"):  # of an earlier rendering
+        (folder / f"{plan.stem}.{suffix}").unlink(missing_ok=True)
     files = [folder / f"{plan.stem}.csv"]
     _write_csv(files[0], rows)
     for suffix, more in (("pairs", compared), ("curves", over_steps)):
