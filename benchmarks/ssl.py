@@ -46,20 +46,17 @@ SETTINGS = {"digits": Setting(0, 8, 300, 15, "simaugment"), "cifar10": Setting(5
 _FEW, _DRAWS = 10, 5  # labels of a class, and how often they are drawn
 
 
-def plans(dataset: str, epochs: int, settings: list[str]) -> dict[str, Recipe]:
-    """Every method by its own recipe but for what all share, and ``tcl_ssl`` with 2, 3 and 4 views."""
+def contestants() -> dict[str, tuple[str, int]]:
+    """Name in the table -> objective and views: every method with two, ``tcl_ssl`` with three and four, too."""
+    rows = {f"tcl_ssl, {views} views": ("tcl_ssl", views) for views in _VIEWS}
+    return rows | {objective: (objective, 2) for objective in SELF_SUPERVISED if objective != "tcl_ssl"}
 
-    def plan(objective: str, views: int) -> Recipe:
-        base = recipe(f"{objective}_{_ENCODER}_{dataset}.e{epochs}")
-        shared: dict[str, Any] = {
-            "views": views,
-            "batch_views": views * _BATCH,
-            "augmentation": SETTINGS[dataset].augmentation,
-        }
-        return override(dataclasses.replace(base, **shared), settings)
 
-    rows = {f"tcl_ssl, {views} views": plan("tcl_ssl", views) for views in _VIEWS}
-    return rows | {objective: plan(objective, 2) for objective in SELF_SUPERVISED if objective != "tcl_ssl"}
+def plan(dataset: str, objective: str, views: int, epochs: int, settings: list[str]) -> Recipe:
+    """The method's own recipe but for what all share."""
+    base = recipe(f"{objective}_{_ENCODER}_{dataset}.e{epochs}")
+    batch: dict[str, Any] = {"views": views, "batch_views": views * _BATCH}
+    return override(dataclasses.replace(base, augmentation=SETTINGS[dataset].augmentation, **batch), settings)
 
 
 def splits(dataset: str, data_dir: str, tune: bool) -> tuple[Split, Split]:
@@ -115,10 +112,11 @@ def run(
             flush=True,
         )
         rows: list[dict[str, Any]] = []
-        for name, plan in plans(dataset, count, settings or []).items():
+        for name, (objective, views) in contestants().items():
             if methods and not name.startswith(methods):
                 continue
-            row: dict[str, Any] = {"method": name} | _in_process(plan, train_split, test)
+            chosen = plan(dataset, objective, views, count, settings or [])
+            row: dict[str, Any] = {"method": name} | _in_process(chosen, train_split, test)
             row |= {"gain": row["linear"] - base["linear"], "few_gain": row["few"] - base["few"]}
             rows.append(row)
             print(_line(name, row), flush=True)
