@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 
@@ -50,7 +51,7 @@ def _of_the_transport(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not isinstance(error, TclZooError) and any(w in text for w in _TRANSPORT)
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
