@@ -11,7 +11,8 @@ test: .venv/test.done lint
 
 # Hours: kills, fuzzing, several processes, long runs, the wheel.
 torture: .venv/test.done
-	$(BIN)/python -m pytest -m slow -s tests/torture tests/test_untrusted.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m pytest -m slow -s
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
@@ -179,5 +180,6 @@ class Projector(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, in_features] to float32 [N, out_features] with rows of norm 1."""
-        return F.normalize(self.layers(features).float(), dim=1)
+        """[N, in_features] to [N, out_features] with rows of norm 1, in float32 (float64 for float64 weights)."""
+        rows: Tensor = self.layers(features)
+        return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)

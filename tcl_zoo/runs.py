@@ -208,7 +208,7 @@ class Run:
             TrainingError: a file is missing or not what was written.
         """
         if not (folder / _SUMS).is_file():
-            return  # of a version before 0.2: nothing to compare with
+            return  # written before there were sums
         found, expected = _sums(folder), json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         damaged = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         if damaged:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,4 +27,10 @@ class CrossEntropy(Objective):
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[V * B, C, H, W] views and [B] labels to a scalar."""
         assert isinstance(views, Tensor)
-        return F.cross_entropy(self.classifier(encoder(views)), labels.repeat(len(views) // len(labels)))
+        loss = F.cross_entropy(self.classifier(encoder(views)), labels.repeat(len(views) // len(labels)))
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Such that the mean over the processes is that of the whole batch, whatever the share of each.
+            total = torch.tensor(len(labels), dtype=loss.dtype, device=loss.device)
+            dist.all_reduce(total)
+            loss = loss * (len(labels) * dist.get_world_size() / total)
+        return loss

@@ -1,0 +1,244 @@
+"""Several processes on one batch: loss and gradient of the single one, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from tcl_zoo.batches import Batches
+from tcl_zoo.evaluate import evaluate_run
+from tcl_zoo.features import features
+from tcl_zoo.objectives import create_objective
+from tcl_zoo.recipes import recipe
+from tcl_zoo.splits import FolderSplit
+from tcl_zoo.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+# Images of each process; 12 in all. Uneven as the last batch of a data set is.
+SHARES = {1: [[12]], 2: [[6, 6], [7, 5], [11, 1]], 3: [[4, 4, 4], [5, 4, 3], [9, 2, 1]]}
+NAMES = [f"{objective}_resnet20_digits" for objective in ("tcl", "supcon", "ce")]
+
+
+def objective_and_views(name: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
+    """An encoder without batch norm, which would see its own process's share alone; and the whole batch."""
+    torch.manual_seed(0)
+    plan = recipe(name)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh())
+    objective = create_objective(plan, 16, 10)
+    views, labels = torch.randn(plan.views, 12, 1, 8, 8), torch.arange(12) % 4
+    return encoder.to(dtype), objective.to(dtype), views.to(dtype), labels
+
+
+def loss_and_gradients(name: str, dtype: torch.dtype, part: slice) -> list[torch.Tensor]:
+    encoder, objective, views, labels = objective_and_views(name, dtype)
+    loss = objective(encoder, views[:, part].flatten(0, 1), labels[part])
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in (*encoder.parameters(), *objective.parameters()))]
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    where = f"file://{folder}/rendezvous{world}"
+    dist.init_process_group("gloo", where, timeout=timedelta(seconds=120), rank=rank, world_size=world)
+    found = {}
+    for shares in SHARES[world]:
+        first = sum(shares[:rank])
+        for name in NAMES:
+            for dtype in (torch.float32, torch.float64):
+                values = loss_and_gradients(name, dtype, slice(first, first + shares[rank]))
+                for value in values:  # the mean over the processes, as DDP takes it
+                    dist.all_reduce(value)
+                    value /= world
+                found[name, dtype, tuple(shares)] = values
+    if rank == 0:
+        torch.save(found, f"{folder}/found{world}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_objective_is_that_of_one_process(tmp_path, world):
+    mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
+    found = torch.load(tmp_path / f"found{world}.pt", weights_only=False)
+    assert len(found) == len(NAMES) * 2 * len(SHARES[world])
+    for (name, dtype, shares), values in found.items():
+        expected = loss_and_gradients(name, dtype, slice(0, 12))
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+        for ours, theirs in zip(values, expected, strict=True):
+            assert ours.abs().sum() > 0
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, msg=f"{name} {dtype} {shares}")
+
+
+# whole trainings
+
+
+def launch(ranks: int, run_dir: Path, *extra: str, name: str = "tcl_resnet20_digits", epochs: int = 2) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    command += ["scripts/train.py", name, "--set", f"epochs={epochs}", "--cpu", "--run-dir", str(run_dir), *extra]
+    return command
+
+
+def run(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout)
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(text) for text in (run_dir / "metrics.jsonl").open()]
+
+
+def test_resume_with_another_number_of_processes(tmp_path):
+    """1, then 2, then 1; 3 do not divide the batch and are refused. Steps, schedule and views stay those of one run."""
+    run_dir = tmp_path / "run"
+    plan = ["--set", "batch_views=256", "--protocol", "none"]
+    # Of few steps, so that several processes must look at the clock more often than every 20 steps.
+    stopped = run(launch(1, run_dir, *plan, "--time-limit", "0.001s", epochs=3))
+    assert "stopped (time limit)" in stopped.stdout, stopped.stderr[-2000:]
+    refused = run(launch(3, run_dir, *plan, epochs=3))
+    assert "a batch of 128 images does not divide over 3 processes; choose another batch" in refused.stderr
+    stopped = run(launch(2, run_dir, *plan, "--time-limit", "0.001s", epochs=3))
+    assert "stopped (time limit)" in stopped.stdout, stopped.stderr[-2000:]
+    done = len(lines(run_dir))
+    assert done < 3
+    assert run(launch(1, run_dir, *plan, epochs=3)).returncode == 0
+    found = lines(run_dir)
+    assert [line["epoch"] for line in found] == [0, 1, 2]
+    whole = dataclasses.replace(recipe("tcl_resnet20_digits"), epochs=3)
+    assert [line["lr"] for line in found] == [whole.lr_at(epoch) for epoch in range(3)]
+    assert [line["views"] for line in found] == [11 * 256 * (e + 1) for e in range(3)]
+
+
+def _train_rank(rank: int, world: int, folder: str, port: int, deed: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    from tcl_zoo import train as train_module
+    from tcl_zoo.cli import guarded
+    from tcl_zoo.datasets import Split, load
+    from tcl_zoo.trainer import Trainer
+
+    out = os.open(f"{folder}/log{rank}", os.O_CREAT | os.O_WRONLY)
+    os.dup2(out, 1), os.dup2(out, 2)
+    original = Trainer.step
+
+    def step(self: Trainer, views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if rank == 1 and self.epoch == 1:
+            if deed == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if deed == "fail":
+                raise ValueError("an image is missing")
+            if deed == "nan":
+                views = views * float("nan")
+        return original(self, views, labels)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    full = load("digits")
+    split = Split(full.images[:240], full.labels[:240], full.classes)
+    plan = dataclasses.replace(recipe("tcl_resnet20_digits"), epochs=3, batch_views=120)
+    os._exit(guarded(lambda: train_module.train(plan, run_dir=f"{folder}/run", split=split, cpu=True).epoch))
+
+
+@pytest.mark.parametrize(("deed", "said"), [
+    ("die", "error: process 1 of 3 is gone; the training goes on from its last checkpoint"),
+    pytest.param("fail", "error: process 1 of 3 failed: ValueError: an image is missing; the training goes on",
+                 marks=pytest.mark.slow),
+    pytest.param("nan", "error: the loss became nan at epoch 2, step 1;", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_process_that_dies_ends_the_others(tmp_path, deed, said):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    children = [context.Process(target=_train_rank, args=(r, 3, str(tmp_path), port, deed)) for r in range(3)]
+    for child in children:
+        child.start()
+    children[1].join(240)
+    died = time.monotonic()
+    for child in children:
+        child.join(60)
+    took = time.monotonic() - died
+    logs = [(tmp_path / f"log{rank}").read_text() for rank in range(3)]
+    assert took < 30, (took, logs)
+    assert [c.exitcode for c in children][:1] == [2] and children[2].exitcode == 2, logs
+    assert said in logs[0] and said in logs[2], logs
+    saved = {p.name for p in (tmp_path / "run" / "checkpoint").iterdir()}
+    assert "epoch-00001-step-0000000" in saved
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_batches_are_slices_of_the_single_run(digits, world):
+    """Order, augmentation and share: what one process sees, cut among them, in any epoch and from any step."""
+    whole = Batches(digits, "digits", "crop", 1, 2, 24, seed=5)
+    parts = [Batches(digits, "digits", "crop", 1, 2, 24, seed=5, rank=r, world=world) for r in range(world)]
+    for epoch, start in ((0, 0), (3, 7)):
+        cut = (part.epoch(epoch, start) for part in parts)
+        for (views, labels), *pieces in zip(whole.epoch(epoch, start), *cut, strict=True):
+            assert torch.equal(torch.cat([labels for _, labels in pieces]), labels)
+            joined = torch.cat([v.unflatten(0, (2, -1)) for v, _ in pieces], dim=1).flatten(0, 1)
+            assert torch.equal(joined, views)
+
+
+def test_evaluation_counts_every_image_once(short, tmp_path, monkeypatch):
+    """Each of the 360 test digits goes through the encoder once, with batches that do not divide them."""
+    from tcl_zoo import probe
+    from tcl_zoo.datasets import load
+
+    train(dataclasses.replace(short, epochs=1), run_dir=tmp_path / "run", cpu=True)
+    seen: list[torch.Tensor] = []
+    original = probe.pooled
+
+    def pooled(model):
+        return lambda images: (seen.append(images.clone()), original(model)(images))[1]
+
+    monkeypatch.setattr("tcl_zoo.features.pooled", pooled)
+    results = evaluate_run(tmp_path / "run", None, device="cpu")
+    test = load("digits", split="test")
+    assert results["n"] == len(test) == 360
+    rows = torch.cat(seen).flatten(1)
+    assert len(rows) == 1437 + 360
+    from tcl_zoo.batches import Normalise
+
+    expected = Normalise("digits")(torch.cat([load("digits").images, test.images])).flatten(1)
+    assert torch.equal(rows, expected), "in order, each once"
+
+
+def test_streamed_evaluation_counts_every_image_once(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    import tcl_zoo
+
+    for label in range(3):
+        (tmp_path / f"c{label}").mkdir()
+        for i in range(7):
+            Image.fromarray(np.full((8, 8), 10 * (7 * label + i), np.uint8)).save(tmp_path / f"c{label}" / f"{i}.png")
+    split = FolderSplit(tmp_path, size=8, channels=1)
+    split.transform = lambda image: image
+    model = tcl_zoo.create_model("tcl_resnet20_digits", pretrained=True)
+    seen: list[int] = []
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        seen.extend((images[:, 0, 0, 0] // 10).tolist())
+        return images.float() / 255
+
+    assert len(features(model, split, normalise)) == 21
+    assert seen == list(range(21))
+    assert re.fullmatch(r"[0-9a-f]{64}", split.fingerprint())
