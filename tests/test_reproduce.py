@@ -306,7 +306,7 @@ def test_a_stopped_run_goes_on_and_the_list_says_how_far_it_is(tmp_path, world, 
     assert code == 3 and "the same command goes on" in out
     assert store.state(job).status == "to do"
     real = train_module._epochs  # stopped in its third epoch, as by a signal
-    monkeypatch.setattr(train_module, "_epochs", lambda t, r, s: real(t, r, StopAfter(6)))
+    monkeypatch.setattr(train_module, "_epochs", lambda t, r, s: real(t, r, StopAfter(9)))
     assert run_all([job], store, None, cpu=True) == (False, [])
     monkeypatch.setattr(train_module, "_epochs", real)
     assert store.state(job).status == "part" and store.state(job).views == 2 * 4 * 128
