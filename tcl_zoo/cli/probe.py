@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..recipes import recipe
-from ._common import OK, Add, data_options, weights_option
+from ._common import OK, Add, above_zero, count, data_options, weights_option
 
 
 def register(add: Add) -> None:
@@ -19,8 +19,10 @@ def register(add: Add) -> None:
     sub.add_argument("--random", action="store_true", help="random weights, as a baseline")
     sub.add_argument("--protocol", default="cached", choices=("cached", "thesis"),
                      help="cached: features once, one full-batch fit; thesis: 50 epochs of augmented SGD")  # fmt: skip
-    sub.add_argument("--C", type=float, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
-    sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K", help="neighbours (default: 20 200)")
+    sub.add_argument("--C", type=above_zero, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
+    sub.add_argument(
+        "--knn", type=count, nargs="*", default=(20, 200), metavar="K", help="neighbours (default: 20 200)"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
