@@ -58,7 +58,7 @@ def _complaint(found: Any) -> str:
             and all(isinstance(value, str) and SHA256.fullmatch(value) for value in sums.values())
             and 0 < entry["bytes"] <= MAX_WEIGHTS_BYTES
             and all(isinstance(place, str) and _REPO.fullmatch(place) for place in places)
-            and len(places) != 1
+            and (entry.get("revision") or not entry.get("repo_id"))
             and isinstance(entry["results"].get("top1", 0.0), (int, float))
         )
         why = cfg_complaint(entry["pretrained_cfg"]) if sound else ""

@@ -147,3 +147,21 @@ def test_train_script_stops_and_goes_on(tmp_path):
 )
 def test_times(text, expected):
     assert cli.seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--device", "banana"], "'banana' cannot be used here"),
+        (["--knn", "0"], "'0' is not an integer from 1 on"),
+        (["--knn", "-5"], ""),
+        (["--C", "nan"], "'nan' is not a number above 0"),
+        (["--C", "-1"], ""),
+    ],
+)
+def test_values_out_of_range_are_wrong_use(capsys, option, said):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["probe", "tcl_resnet20_digits", *option])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -90,14 +90,14 @@ def launch(ranks: int, run_dir: Path, *extra: str, name: str = "tcl_resnet20_dig
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    # Not accelerate's launcher: with --cpu it starts one process, whatever --num_processes says.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", port]
     command += ["scripts/train.py", name, "--set", f"epochs={epochs}", "--cpu", "--run-dir", str(run_dir), *extra]
     return command
 
 
 def run(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout)
 
 
@@ -116,6 +116,7 @@ def test_resume_with_another_number_of_processes(tmp_path):
     assert "a batch of 128 images does not divide over 3 processes; choose another batch" in refused.stderr
     stopped = run(launch(2, run_dir, *plan, "--time-limit", "0.001s", epochs=3))
     assert "stopped (time limit)" in stopped.stdout, stopped.stderr[-2000:]
+    assert (max((run_dir / "checkpoint").iterdir()) / "random_states_1.pkl").is_file(), "there were two"
     done = len(lines(run_dir))
     assert done < 3
     assert run(launch(1, run_dir, *plan, epochs=3)).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import textwrap
@@ -48,6 +49,35 @@ def seconds(text: str) -> float:
     return hours * 3600 + minutes * 60 + rest
 
 
+def count(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an integer from 1 on")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
+    return value
+
+
+def device(text: str) -> str:
+    """A device that is there, for argparse."""
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except Exception as error:  # each backend has its own
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return text
+
+
 # add(name, run, text, example) -> the command's own parser
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], Parser]
 
@@ -56,7 +86,7 @@ def data_options(sub: Parser) -> None:
     """``--data-dir``, ``--download`` and ``--device``."""
     sub.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
     sub.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
-    sub.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
+    sub.add_argument("--device", type=device, help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
 
 
 def weights_option(sub: Parser) -> None:

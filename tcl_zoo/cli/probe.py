@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..recipes import recipe
-from ._common import OK, Add, data_options, weights_option
+from ._common import OK, Add, above_zero, count, data_options, weights_option
 
 
 def register(add: Add) -> None:
@@ -25,14 +25,14 @@ def register(add: Add) -> None:
     sub.add_argument("--random", action="store_true", help="random weights, as a baseline")
     sub.add_argument("--protocol", default="cached", choices=("cached", "thesis"),
                      help="cached: features once, one full-batch fit; thesis: 50 epochs of augmented SGD")  # fmt: skip
-    sub.add_argument("--C", type=float, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
-    sub.add_argument("--knn", type=int, nargs="*", default=(20, 200), metavar="K",
+    sub.add_argument("--C", type=above_zero, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
+    sub.add_argument("--knn", type=count, nargs="*", default=(20, 200), metavar="K",
                      help="neighbours (default: 20 200; the first, to compare)")  # fmt: skip
     sub.add_argument("--size", type=int, default=0, help="pixels a side (default: the model's)")
     several = sub.add_argument_group("to compare (on with several models or data sets, or with --shots)")
     several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
-    several.add_argument("--seeds", type=int, default=5, help="draws of each number (default: 5)")
+    several.add_argument("--seeds", type=count, default=5, help="draws of each number (default: 5)")
     several.add_argument("--test-images", type=int, default=0, metavar="N", help="measure on so many only")
     several.add_argument("--csv", metavar="FILE", help="write every measurement")
     several.add_argument("--picture", metavar="PNG", help="draw the linear probes")
