@@ -125,8 +125,8 @@ def processes(quick: bool = False) -> None:
     rows = []
     for ranks in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks)]
-            command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            # accelerate's launcher starts one process on a CPU, whatever --num_processes says
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
             command += ["scripts/train.py", "tcl_resnet20_digits", "--set", f"epochs={2 if quick else 5}"]
             command += ["--run-dir", f"{folder}/run", "--protocol", "none", "--cpu"]
             env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .analysis import GradientLog
 from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
-from .peers import naming_the_lost
+from .processes import naming_the_lost
 from .progress import progress
 from .recipes import Recipe
 from .runs import Run, save_module, write_json

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..downstream import Data, input_cfg, open_data, open_model
 from ..errors import TrainingError
-from ..peers import naming_the_lost
+from ..processes import naming_the_lost
 from ..progress import progress
 from ..runs import Run, save_module
 from ..sessions import checkpoint, create_accelerator, environment, resume
