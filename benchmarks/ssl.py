@@ -120,9 +120,9 @@ def run(
             row |= {"gain": row["linear"] - base["linear"], "few_gain": row["few"] - base["few"]}
             rows.append(row)
             print(_line(name, row), flush=True)
-        if not (quick or methods or tune or epochs or settings):
-            first = dict.fromkeys(rows[0], "") | {"method": "random encoder"} | base
-            write_csv(f"ssl_{dataset}", [first, *rows])
+            if not (quick or methods or tune or epochs or settings):
+                first = dict.fromkeys(rows[0], "") | {"method": "random encoder"} | base
+                write_csv(f"ssl_{dataset}", [first, *rows])
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
