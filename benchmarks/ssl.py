@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,9 +121,9 @@ def run(
             row |= {"gain": row["linear"] - base["linear"], "few_gain": row["few"] - base["few"]}
             rows.append(row)
             print(_line(name, row), flush=True)
-        if not (quick or methods or tune or epochs or settings):
-            first = dict.fromkeys(rows[0], "") | {"method": "random encoder"} | base
-            write_csv(f"ssl_{dataset}", [first, *rows])
+            if not (quick or methods or tune or epochs or settings):
+                first = dict.fromkeys(rows[0], "") | {"method": "random encoder"} | base
+                write_csv(f"ssl_{dataset}", [first, *rows])
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
@@ -160,9 +161,8 @@ def _in_process(plan: Recipe, train_split: Split, test: Split) -> dict[str, Any]
     """:func:`_measure` in a process of its own: its peak of memory is the method's."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightly.loss", "tcl_zoo.train", "tcl_zoo.evaluate"])
-    with context.Pool(1) as pool:
-        result: dict[str, Any] = pool.apply(_measure, (plan, train_split, test, torch.get_num_threads()))
-    return result
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure, plan, train_split, test, torch.get_num_threads()).result()
 
 
 def _measure(plan: Recipe, train_split: Split, test: Split, threads: int) -> dict[str, Any]:

@@ -90,6 +90,14 @@ _WITH_BLUR = {"asymmetric": "asymmetric_blur", "vicreg": "vicreg_blur", "wmse": 
 # Ours, for resnet20 and its 64 features: heads that a CPU can train.
 _SMALL: dict[str, Any] = {"projector_hidden": 512, "projector_dim": 128}
 _SMALL_OPTIONS = {"predictor_hidden": 256, "prototypes": 256, "queue_size": 2048}
+# 11 steps an epoch: a teacher and a queue that are not older than a few epochs, prototypes fewer than the batch.
+_DIGITS_OPTIONS = {
+    "ema_base": 0.95,
+    "queue_size": 512,
+    "prototypes": 64,
+    "teacher_temperature": 0.04,
+    "local_size": 4,
+}
 _WIDE = ("vicreg", "barlow", "simsiam", "arb")  # in Table 5.2 with 2048 dimensions, the others with 256
 
 
@@ -117,8 +125,9 @@ def ssl_fields(objective: str, encoder: str, dataset: str) -> dict[str, Any]:
     if dataset == "digits":
         fields |= {"augmentation": "simaugment", "probe_augmentation": "crop", "crop_padding": 1}
         fields |= {"projector_hidden": 256, "batch_views": fields["batch_views"] // 2}
-        options |= {"local_size": 4} if "local_size" in options else {}
         fields, options = _shortened(fields, options, 60)
+        small = _DIGITS_OPTIONS | ({"ema_base": options["ema_base"]} if objective == "byol" else {})
+        options |= {key: small[key] for key in small if key in options}
     return fields | {"options": options}
 
 

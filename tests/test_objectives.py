@@ -132,6 +132,7 @@ def test_simclr_is_nt_xent():
 
 def moved(objective):
     """Teacher and student apart, as after a step."""
+    objective.progress = 0.1
     for p in objective.teacher.head.parameters():
         p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
 
@@ -158,11 +159,16 @@ def test_moco():
 
 def test_queue_overwrites_the_oldest():
     objective, _ = make("moco")  # 24 places, 16 keys a step
-    sequence = [objective.queue.rows.clone()]
+    sequence: list[torch.Tensor] = []
     for step in range(3):
         batch = images(2, seed=step)
         loss_of(objective, batch)
         keys = torch.stack([torch.tensor(unit(k)) for k in rows(objective.teacher.head, of=batch.chunk(2))])
+        if step == 0:  # the first keys stand in for all that are to come
+            filled = torch.cat([keys, keys[:, :8]], dim=1)
+            torch.testing.assert_close(objective.queue.rows.double(), filled, rtol=1e-4, atol=1e-5)
+            sequence.append(objective.queue.rows.clone())
+        objective.progress = (step + 1) / 10
         objective.after_step(Pixels(), (step + 1) / 10)
         places = (torch.arange(B) + B * step) % 24
         torch.testing.assert_close(objective.queue.rows[:, places].double(), keys, rtol=1e-4, atol=1e-5)
@@ -213,7 +219,7 @@ def test_simsiam_holds_its_target():
 
 @pytest.mark.parametrize("crops", [0, 3])
 def test_dino(crops):
-    objective, plan = make("dino", options={"local_crops": crops})
+    objective, plan = make("dino", options={"local_crops": crops, "teacher_temperature": 0.07})
     moved(objective)
     objective.loss.center += torch.linspace(-0.2, 0.2, 7)
     centre = objective.loss.center.flatten().double().numpy()

@@ -92,6 +92,16 @@ class Queue(nn.Module):
         self.register_buffer("at", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
+    def start(self, embeddings: Tensor) -> None:
+        """Fills every place with [views, B, dim] over and over, at the first step.
+
+        Against random directions nothing would keep the embeddings apart before real ones have replaced them, and a
+        short training would not recover.
+        """
+        size = self.rows.shape[1]
+        self.rows.copy_(embeddings.repeat(1, -(-size // embeddings.shape[1]), 1)[:, :size])
+
+    @torch.no_grad()
     def add(self, embeddings: Tensor) -> None:
         """Enters [views, B, dim]; between backward and the next forward, as the loss's graph holds the rows."""
         size = self.rows.shape[1]

@@ -49,6 +49,8 @@ class MoCo(SelfSupervised):
         k1, k2 = (F.normalize(self.teacher(v).float(), dim=1) for v in images)
         self.seen(q1)
         self._keys = torch.stack([gathered(k1), gathered(k2)])
+        if self.progress == 0:
+            self.queue.start(self._keys)
         with full_precision(q1):
             first = moco_loss(q1, k2, self.queue.rows[1], self.temperature)
             return (first + moco_loss(q2, k1, self.queue.rows[0], self.temperature)) / 2

@@ -48,6 +48,8 @@ class ReSSL(SelfSupervised):
         keys = F.normalize(self.teacher(weak).float(), dim=1)
         self.seen(queries)
         self._keys = gathered(keys)[None]
+        if self.progress == 0:
+            self.queue.start(self._keys)
         with full_precision(queries):
             return ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
 
