@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 import textwrap
@@ -32,6 +33,9 @@ def guarded(run: Callable[[], int]) -> int:
     """Runs a command; what a user can cause becomes one line on stderr and exit code 2."""
     try:
         return run()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing may be flushed into it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except (TclZooError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
