@@ -68,9 +68,11 @@ def test_gradients_of_the_objectives(name):
     """gradcheck through projector or classifier and loss, on the encoder's features."""
     torch.manual_seed(0)
     plan = recipe(f"{name}_resnet20_digits")
-    objective = create_objective(plan, 5, 10).double()
+    encoder = nn.Identity()
+    encoder.num_features = 5
+    objective = create_objective(plan, encoder, 10).double()
     views, labels = torch.randn(plan.views * 6, 5, dtype=torch.float64), torch.arange(6) % 3
-    assert torch.autograd.gradcheck(lambda x: objective(nn.Identity(), x, labels), views.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: objective(encoder, x, labels), views.requires_grad_())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -39,7 +39,8 @@ def objective_and_views(name: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Mo
     torch.manual_seed(0)
     plan = recipe(name)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh())
-    objective = create_objective(plan, 16, 10)
+    encoder.num_features = 16
+    objective = create_objective(plan, encoder, 10)
     views, labels = torch.randn(plan.views, 12, 1, 8, 8), torch.arange(12) % 4
     return encoder.to(dtype), objective.to(dtype), views.to(dtype), labels
 
