@@ -225,8 +225,8 @@ def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.
 def input_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
     """The model's ``pretrained_cfg`` with other channels and another size; 0 is its own.
 
-    Its own size is the default for small images, too: on training images of digits and Fashion-MNIST, CIFAR encoders
-    of 32 pixels are 3 to 12 points better at 32 than at 8 or 28, though their stem takes either.
+    Its own size is the default for smaller images, too: filters expect the scale they were trained at, though a CIFAR
+    stem takes any.
 
     Gray from colour: the mean of the three means; colour from gray: the one, three times.
     """
