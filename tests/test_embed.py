@@ -211,8 +211,10 @@ def _start(folder: Path, out: Path) -> subprocess.Popen[str]:
     args = ("embed", NAME, str(folder), "--out", str(out), "--batch-size", "2", "--workers", "1", "--device", "cpu")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "tcl_zoo.cli", *args], env=environment, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "tcl_zoo.cli", *args], env=environment, stderr=subprocess.PIPE, text=True,
+        # A shell that puts this suite into the background has SIGINT ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 3)])
