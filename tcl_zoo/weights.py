@@ -104,7 +104,7 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
 
 def _is_name(name: str) -> bool:
     """Whether a release could have this name; a name is no path."""
-    return name.isprintable() and len(name) <= 120 and not set(name) & set("/\\:") and name.strip(". ") != ""
+    return name.isprintable() and len(name.encode()) <= 120 and not set(name) & set("/\\:") and name.strip(". ") != ""
 
 
 def locate(
