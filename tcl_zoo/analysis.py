@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import TrainingError
-from .losses import TCLLoss, _check, _gather
+from .losses import TCLLoss, _check
+from .ranks import all_rows, ranks
 from .runs import write_atomically
 
 # Entries of a strip of the similarity matrix: some anchors against the whole batch.
@@ -60,8 +61,8 @@ def gradient_responses(
     _check(embeddings, labels, temperature, k1, k2, "mean")
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
-        columns, offset = _gather(rows) if gather else (rows, 0)
-        everybody = _gather(labels)[0] if gather else labels
+        columns, offset = all_rows(rows) if gather else (rows, 0)
+        everybody = all_rows(labels)[0] if gather else labels
         sums = rows.new_zeros(3)  # positives, negatives, anchors
         index = torch.arange(len(columns), device=rows.device)
         height = max(1, _STRIP // max(1, len(columns)))
@@ -134,7 +135,7 @@ class GradientLog:
         step = self._step()
         if step % self._every == 0 and torch.is_grad_enabled():
             assert isinstance(loss, TCLLoss)
-            several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+            several = ranks()[1] > 1
             embeddings, labels = args
             self._pending[step] = gradient_responses(
                 embeddings, labels, loss.temperature, loss.k1, loss.k2, gather=several

@@ -17,24 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from ._dense import Dense
 from ._pairwise import SINGLE, Batch, Terms, Tiled
+from .ranks import all_rows, ranks
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
 _RANGE = 70.0
-
-
-def _gather(local: Tensor) -> tuple[Tensor, int]:
-    """Every process's rows in rank order, and where the own ones start. Numbers of rows may differ."""
-    world = dist.get_world_size()
-    size = torch.tensor([len(local)], device=local.device)
-    sizes = [torch.empty_like(size) for _ in range(world)]
-    dist.all_gather(sizes, size)
-    lengths = [int(s) for s in sizes]
-    padded = local.new_zeros(max(lengths), *local.shape[1:])
-    padded[: len(local)] = local
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(parts, padded)
-    everything = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-    return everything, sum(lengths[: dist.get_rank()])
 
 
 def _arranged(
@@ -44,8 +30,8 @@ def _arranged(
 
     Batches of one tile, and all on a GPU, stay in their order (see ``_pairwise.py``).
     """
-    columns, offset = _gather(rows) if gathered else (rows, 0)
-    everybody = _gather(labels)[0] if gathered else labels
+    columns, offset = all_rows(rows) if gathered else (rows, 0)
+    everybody = all_rows(labels)[0] if gathered else labels
     if rows.device.type != "cpu" or len(columns) <= SINGLE:
         place = torch.arange(len(columns), device=rows.device)
         own = place[: len(rows)]
@@ -123,7 +109,7 @@ class _PerAnchorLoss(torch.autograd.Function):
             if ctx.gathered:
                 unsorted = torch.empty(3, len(weight), dtype=weight.dtype, device=weight.device)
                 unsorted[:, row_order] = torch.stack([own.shift, own.scale, own.pull])
-                others = Terms(*_gather(unsorted.T.contiguous())[0].T[:, order].unbind())
+                others = Terms(*all_rows(unsorted.T.contiguous())[0].T[:, order].unbind())
             gradient = walk.gradient(shift, own, others).mul_(1 / walk.batch.temperature)
             out = torch.empty_like(gradient)
             out[row_order] = gradient
@@ -189,10 +175,9 @@ def tuned_contrastive_loss(
     if reduction == "none":
         return losses
     count = has_positive.sum()
-    world = 1
-    if gather:
+    world = ranks()[1] if gather else 1
+    if world > 1:
         dist.all_reduce(count)
-        world = dist.get_world_size()
     # A GPU is not asked: the answer would stall the queue, and the loss is 0 either way.
     if count.device.type == "cpu" and count == 0:
         warnings.warn("no anchor in the batch has a positive: the loss is 0 and has no gradient", RuntimeWarning, 2)
@@ -220,8 +205,8 @@ class TCLLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """[N, D] unit rows and [N] integer labels to a scalar (or [N])."""
-        gather = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return tuned_contrastive_loss(embeddings, labels, self.temperature, self.k1, self.k2, self.reduction, gather)
+        several = ranks()[1] > 1
+        return tuned_contrastive_loss(embeddings, labels, self.temperature, self.k1, self.k2, self.reduction, several)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, k1={self.k1}, k2={self.k2}, reduction={self.reduction!r}"

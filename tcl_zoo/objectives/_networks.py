@@ -12,6 +12,8 @@ from lightly.models.modules.heads import ProjectionHead
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
+from ._self_supervised import single
+
 
 def head(*widths: int, norm: bool = True, last_norm: bool = False, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     """Linear layers of these widths, between them batch norm and activation.
@@ -30,7 +32,7 @@ def head(*widths: int, norm: bool = True, last_norm: bool = False, activation: t
 
 
 class Prototypes(nn.Module):
-    """Cosine of embeddings [N, D] with K learnt directions, float32 [N, K]."""
+    """Cosine of embeddings [N, D] with K learnt directions, float32 or wider [N, K]."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class Prototypes(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """[N, D] to [N, K]."""
-        return F.linear(F.normalize(embeddings.float(), dim=1), F.normalize(self.weight, dim=1))
+        return F.linear(F.normalize(single(embeddings), dim=1), F.normalize(self.weight, dim=1))
 
 
 class Teacher(nn.Module):

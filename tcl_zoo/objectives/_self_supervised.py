@@ -1,12 +1,10 @@
-"""What the self-supervised objectives share: views apart, rows of several processes, signs of collapse."""
+"""What the self-supervised objectives share: views apart, precision, signs of collapse."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,36 +31,9 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     return torch.exp(-torch.xlogy(share, share).sum())
 
 
-class _Gather(torch.autograd.Function):
-    """Every process's rows; backward adds what every process wants of the own ones."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """The rows [b, D] of every process, in rank order, [B, D]; the gradient reaches them.
-
-    A loss over all rows, computed on every process, then has the whole batch's gradient in the mean over the
-    processes, as distributed wrappers take it.
-    """
-    return _Gather.apply(rows) if ranks()[1] > 1 else rows
-
-
-def ranks() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def single(values: Tensor) -> Tensor:
+    """In float32 at least: half precision is widened."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 class SelfSupervised(Objective):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ranks import gathered
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import head
-from ._self_supervised import SelfSupervised, full_precision, gathered
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 def nearest_base(rows: Tensor, eps: float) -> Tensor:
@@ -21,9 +22,10 @@ def nearest_base(rows: Tensor, eps: float) -> Tensor:
         eps: added to the eigenvalues of C; where B is below D some are 0.
     """
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(rows.T @ rows / (len(rows) - 1))
+        wide = rows.double()  # small eigenvalues magnify rounding
+        values, vectors = torch.linalg.eigh(wide.T @ wide / (len(rows) - 1))
         scale = (values.clamp(min=0) + eps).rsqrt()
-        return rows @ ((vectors * scale) @ vectors.T)
+        return (wide @ ((vectors * scale) @ vectors.T)).to(rows.dtype)
 
 
 def arb_loss(z1: Tensor, z2: Tensor, eps: float) -> Tensor:
@@ -56,7 +58,7 @@ class ARB(SelfSupervised):
 
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[2 * B, C, H, W] views to a scalar."""
-        z1, z2 = (self.projector(encoder(v)).float() for v in self.apart(views))
+        z1, z2 = (single(self.projector(encoder(v))) for v in self.apart(views))
         self.seen(z1)
         with full_precision(z1):
             return self.options["loss_scale"] * arb_loss(gathered(z1), gathered(z2), self.options["whitening_eps"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from lightly.loss import NegativeCosineSimilarity
 from torch import Tensor, nn
 
+from ..ranks import shared
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import Teacher, head
-from ._self_supervised import SelfSupervised
+from ._self_supervised import SelfSupervised, single
 
 
 class BYOL(SelfSupervised):
@@ -33,8 +34,9 @@ class BYOL(SelfSupervised):
         z1, z2 = (self.projector(encoder(v)) for v in images)
         t1, t2 = (self.teacher(v) for v in images)
         self.seen(z1)
-        distance = self.loss(self.predictor(z1).float(), t2.float()) + self.loss(self.predictor(z2).float(), t1.float())
-        return 4 + 2 * distance
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        distance = self.loss(single(p1), single(t2)) + self.loss(single(p2), single(t1))
+        return shared(4 + 2 * distance, len(labels))
 
     def after_step(self, encoder: nn.Module, progress: float) -> None:
         """The teacher follows."""

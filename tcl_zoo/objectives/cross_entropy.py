@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranks import shared
 from ._base import Objective, Views
 
 
@@ -28,9 +27,4 @@ class CrossEntropy(Objective):
         """[V * B, C, H, W] views and [B] labels to a scalar."""
         assert isinstance(views, Tensor)
         loss = F.cross_entropy(self.classifier(encoder(views)), labels.repeat(len(views) // len(labels)))
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            # Such that the mean over the processes is that of the whole batch, whatever the share of each.
-            total = torch.tensor(len(labels), dtype=loss.dtype, device=loss.device)
-            dist.all_reduce(total)
-            loss = loss * (len(labels) * dist.get_world_size() / total)
-        return loss
+        return shared(loss, len(labels))

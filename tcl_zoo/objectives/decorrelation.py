@@ -5,10 +5,11 @@ from __future__ import annotations
 from lightly.loss import BarlowTwinsLoss, VICRegLoss
 from torch import Tensor, nn
 
+from ..ranks import gathered
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import head
-from ._self_supervised import SelfSupervised, full_precision, gathered
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 class _Decorrelation(SelfSupervised):
@@ -24,7 +25,7 @@ class _Decorrelation(SelfSupervised):
 
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[2 * B, C, H, W] views to a scalar."""
-        z1, z2 = (self.projector(encoder(v)).float() for v in self.apart(views))
+        z1, z2 = (single(self.projector(encoder(v))) for v in self.apart(views))
         self.seen(z1)
         with full_precision(z1):
             loss: Tensor = self.scale * self.loss(gathered(z1), gathered(z2))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from lightly.loss import DINOLoss
 from torch import Tensor, nn
 
+from ..ranks import gathered
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import Prototypes, Teacher, head
-from ._self_supervised import SelfSupervised, full_precision
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 class DINO(SelfSupervised):
@@ -50,8 +51,9 @@ class DINO(SelfSupervised):
         if isinstance(views, list):
             embeddings += self.projector[0](encoder(views[1])).chunk(len(views[1]) // len(labels))
         with full_precision(embeddings[0]):
-            student = [self.projector[1](z) for z in embeddings]
-            teacher = [self.teacher(v).float() for v in images]
+            # Of all processes: the teacher's centre is the whole batch's, whatever the share of each.
+            student = [self.projector[1](gathered(z)) for z in embeddings]
+            teacher = [gathered(single(self.teacher(v))) for v in images]
             loss: Tensor = self.loss(teacher, student, self.teacher_temperature())
         return loss
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ..encoders import Projector
 from ..losses import TCLLoss
+from ..ranks import ranks
 from ..recipes import Recipe
 from ._base import Views
-from ._self_supervised import SelfSupervised, ranks
+from ._self_supervised import SelfSupervised
 
 
 class InstanceContrastive(SelfSupervised):
@@ -33,5 +34,6 @@ class InstanceContrastive(SelfSupervised):
         assert isinstance(views, Tensor)
         embeddings = self.projector(encoder(views))
         self.seen(embeddings)
-        images = torch.arange(len(labels), device=labels.device) + ranks()[0] * len(labels)
+        rank, world = ranks()
+        images = torch.arange(len(labels), device=labels.device) * world + rank  # no other process's
         return self.loss(embeddings, images.repeat(self.views))

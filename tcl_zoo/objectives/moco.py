@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranks import gathered, shared
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import Queue, Teacher, head
-from ._self_supervised import SelfSupervised, full_precision, gathered
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 def moco_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -45,15 +46,16 @@ class MoCo(SelfSupervised):
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[2 * B, C, H, W] views to a scalar."""
         images = self.apart(views)
-        q1, q2 = (F.normalize(self.projector(encoder(v)).float(), dim=1) for v in images)
-        k1, k2 = (F.normalize(self.teacher(v).float(), dim=1) for v in images)
+        q1, q2 = (F.normalize(single(self.projector(encoder(v))), dim=1) for v in images)
+        k1, k2 = (F.normalize(single(self.teacher(v)), dim=1) for v in images)
         self.seen(q1)
         self._keys = torch.stack([gathered(k1), gathered(k2)])
         if self.progress == 0:
             self.queue.start(self._keys)
         with full_precision(q1):
             first = moco_loss(q1, k2, self.queue.rows[1], self.temperature)
-            return (first + moco_loss(q2, k1, self.queue.rows[0], self.temperature)) / 2
+            second = moco_loss(q2, k1, self.queue.rows[0], self.temperature)
+        return shared((first + second) / 2, len(labels))
 
     def after_step(self, encoder: nn.Module, progress: float) -> None:
         """The teacher follows, the keys enter the queue."""

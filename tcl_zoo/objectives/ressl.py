@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ranks import gathered, shared
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import Queue, Teacher, head
-from ._self_supervised import SelfSupervised, full_precision, gathered
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 def ressl_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, teacher_temperature: float) -> Tensor:
@@ -44,14 +45,15 @@ class ReSSL(SelfSupervised):
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[2 * B, C, H, W] views to a scalar."""
         strong, weak = self.apart(views)
-        queries = F.normalize(self.projector(encoder(strong)).float(), dim=1)
-        keys = F.normalize(self.teacher(weak).float(), dim=1)
+        queries = F.normalize(single(self.projector(encoder(strong))), dim=1)
+        keys = F.normalize(single(self.teacher(weak)), dim=1)
         self.seen(queries)
         self._keys = gathered(keys)[None]
         if self.progress == 0:
             self.queue.start(self._keys)
         with full_precision(queries):
-            return ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
+            loss = ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
+        return shared(loss, len(labels))
 
     def after_step(self, encoder: nn.Module, progress: float) -> None:
         """The teacher follows, the keys enter the queue."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from lightly.loss import NegativeCosineSimilarity
 from torch import Tensor, nn
 
+from ..ranks import shared
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import head
-from ._self_supervised import SelfSupervised
+from ._self_supervised import SelfSupervised, single
 
 
 class SimSiam(SelfSupervised):
@@ -36,5 +37,5 @@ class SimSiam(SelfSupervised):
         z1, z2 = (self.projector(encoder(v)) for v in self.apart(views))
         p1, p2 = self.predictor(z1), self.predictor(z2)
         self.seen(z1)
-        loss: Tensor = (self.loss(p1.float(), z2.detach().float()) + self.loss(p2.float(), z1.detach().float())) / 2
-        return loss
+        one, two = self.loss(single(p1), single(z2.detach())), self.loss(single(p2), single(z1.detach()))
+        return shared((one + two) / 2, len(labels))

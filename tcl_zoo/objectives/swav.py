@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from lightly.loss import SwaVLoss
 from torch import Tensor, nn
 
+from ..ranks import gathered
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import Prototypes, Queue, head
-from ._self_supervised import SelfSupervised, full_precision, gathered
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 class SwAV(SelfSupervised):
@@ -33,10 +34,10 @@ class SwAV(SelfSupervised):
 
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """Views of full size and small crops to a scalar."""
-        large = [gathered(self.projector(encoder(v)).float()) for v in self.apart(views)]
+        large = [gathered(single(self.projector(encoder(v)))) for v in self.apart(views)]
         small: list[Tensor] = []
         if isinstance(views, list):
-            crops = self.projector(encoder(views[1])).float().chunk(len(views[1]) // len(labels))
+            crops = single(self.projector(encoder(views[1]))).chunk(len(views[1]) // len(labels))
             small = [gathered(z) for z in crops]
         self.seen(large[0])
         self._newest = torch.stack([F.normalize(z.detach(), dim=1) for z in large])

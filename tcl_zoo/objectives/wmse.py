@@ -7,10 +7,11 @@ from lightly.loss.wmse_loss import Whitening2d, norm_mse_loss
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from ..ranks import gathered
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import head
-from ._self_supervised import SelfSupervised, full_precision, gathered
+from ._self_supervised import SelfSupervised, full_precision, single
 
 
 class WMSE(SelfSupervised):
@@ -39,7 +40,7 @@ class WMSE(SelfSupervised):
 
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[2 * B, C, H, W] views to a scalar."""
-        z = [self.projector(encoder(v)).float() for v in self.apart(views)]
+        z = [single(self.projector(encoder(v))) for v in self.apart(views)]
         self.seen(z[0])
         with full_precision(z[0]):
             try:
