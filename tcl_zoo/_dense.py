@@ -55,7 +55,7 @@ class Dense:
 
     def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """D with the shift taken out, the positives' sum of s, and |P|, each [A]."""
-        sum_s = torch.einsum("ij,ij->i", self._near, self._pair) * self.batch.temperature
+        sum_s = torch.linalg.vecdot(self._near, self._pair).mul_(self.batch.temperature)
         near, far = self._terms(None if shift is None else shift[:, None])
         denominator = near.sum(1)
         if far is not None:

@@ -25,17 +25,20 @@ _RANGE = 70.0
 
 def _arranged(
     rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
-) -> tuple[Batch, Tensor, Tensor]:
+) -> tuple[Batch, Tensor | None, Tensor | None]:
     """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N].
 
-    Batches of one tile, and all on a GPU, stay in their order (see ``_pairwise.py``).
+    Batches of one tile, and all on a GPU, stay as they are (see ``_pairwise.py``): no orders.
     """
     columns, offset = all_rows(rows) if gathered else (rows, 0)
     everybody = all_rows(labels)[0] if gathered else labels
     if rows.device.type != "cpu" or len(columns) <= SINGLE:
-        place = torch.arange(len(columns), device=rows.device)
-        own = place[: len(rows)]
-        return Batch(rows, columns, labels, everybody, own + offset, temperature, k1, k2), own, place
+        own = torch.arange(offset, offset + len(rows), device=rows.device)
+        if rows.device.type == "cpu":
+            # As float32, which holds numbers up to SINGLE, they are compared in an eighth of the time.
+            everybody = everybody.unique(return_inverse=True)[1].float()
+            labels = everybody[offset : offset + len(rows)]
+        return Batch(rows, columns, labels, everybody, own, temperature, k1, k2), None, None
     _, number, counts = everybody.unique(return_inverse=True, return_counts=True)
     # Classes of one size stand together: number them anew by (size, label).
     renumber = torch.empty_like(counts)
@@ -58,6 +61,11 @@ def _arranged(
         starts[row_class], counts[row_class],
     )  # fmt: skip
     return batch, row_order, order
+
+
+def _put_back(values: Tensor, order: Tensor | None) -> Tensor:
+    """What was computed in ``order``, in the order of the caller's rows."""
+    return values if order is None else torch.empty_like(values).index_copy_(0, order, values)
 
 
 def _needs_shift(batch: Batch) -> bool:
@@ -89,8 +97,7 @@ class _PerAnchorLoss(torch.autograd.Function):
                 losses += shift
             # A row without positives has no loss, finite or not.
             losses.masked_fill_(count == 0, 0.0)
-            out, has_positive = torch.empty_like(losses), torch.empty_like(losses, dtype=torch.bool)
-            out[row_order], has_positive[row_order] = losses, count > 0
+            out, has_positive = _put_back(losses, row_order), _put_back(count > 0, row_order)
         ctx.walk, ctx.gathered, ctx.dtype = walk, gathered, embeddings.dtype
         ctx.save_for_backward(shift, denominator, count, row_order, order)
         ctx.mark_non_differentiable(has_positive)
@@ -102,17 +109,17 @@ class _PerAnchorLoss(torch.autograd.Function):
         walk = ctx.walk
         shift, denominator, count, row_order, order = ctx.saved_tensors
         with torch.autocast(upstream.device.type, enabled=False):
-            weight = upstream.to(denominator.dtype)[row_order].masked_fill_(count == 0, 0.0)
+            weight = upstream.to(denominator.dtype)
+            weight = (weight if row_order is None else weight[row_order]).masked_fill(count == 0, 0.0)
             scale = weight / denominator.masked_fill(count == 0, 1.0)
             own = Terms(scale if shift is None else shift, scale, weight / count.clamp(min=1))
             others = own
             if ctx.gathered:
-                unsorted = torch.empty(3, len(weight), dtype=weight.dtype, device=weight.device)
-                unsorted[:, row_order] = torch.stack([own.shift, own.scale, own.pull])
-                others = Terms(*all_rows(unsorted.T.contiguous())[0].T[:, order].unbind())
+                unsorted = _put_back(torch.stack([own.shift, own.scale, own.pull], dim=1), row_order)
+                everybody = all_rows(unsorted)[0]
+                others = Terms(*(everybody if order is None else everybody[order]).T.contiguous().unbind())
             gradient = walk.gradient(shift, own, others).mul_(1 / walk.batch.temperature)
-            out = torch.empty_like(gradient)
-            out[row_order] = gradient
+            out = _put_back(gradient, row_order)
         return out.to(ctx.dtype), None, None, None, None, None
 
 
