@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +104,13 @@ def _strip(s: Tensor, positive: Tensor, negative: Tensor, temperature: float, k1
 class GradientLog:
     """Writes the gradient responses of every n-th training step to a file, a line of JSON each.
 
-    It reads the loss's arguments through a hook, so neither loss nor objective knows of it. Values stay on the device
-    until :meth:`flush`, which training calls before each checkpoint.
+    It keeps the loss's last arguments by a hook, so neither loss nor objective knows of it. Replays of a CUDA graph call
+    no hook, but write to the very tensors that the captured call left here. Values stay on the device until
+    :meth:`flush`, which training calls before each checkpoint.
 
     Args:
         file: ``gradients.jsonl`` of the run folder.
         network: has one :class:`TCLLoss` inside.
-        step: how many steps the training has done.
         every: log the steps that are multiples of this.
         writes: whether this process writes the file (all of them must compute).
 
@@ -119,26 +118,29 @@ class GradientLog:
         TrainingError: the network has no contrastive loss, or ``every`` is below 1.
     """
 
-    def __init__(
-        self, file: Path, network: nn.Module, step: Callable[[], int], every: int, writes: bool = True
-    ) -> None:
+    def __init__(self, file: Path, network: nn.Module, every: int, writes: bool = True) -> None:
         losses = [module for module in network.modules() if isinstance(module, TCLLoss)]
         if len(losses) != 1:
             raise TrainingError("gradients are logged for tcl and supcon recipes only; leave out --log-gradients")
         if every < 1:
             raise TrainingError(f"--log-gradients takes steps between two lines, at least 1, got {every}")
-        self.file, self._step, self._every, self._writes = file, step, every, writes
+        self.file, self._every, self._writes = file, every, writes
+        self._loss = losses[0]
+        self._seen: tuple[Tensor, Tensor] | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
-        losses[0].register_forward_pre_hook(self._look)
+        self._loss.register_forward_pre_hook(self._look)
 
-    def _look(self, loss: nn.Module, args: tuple[Any, ...]) -> None:
-        step = self._step()
-        if step % self._every == 0 and torch.is_grad_enabled():
-            assert isinstance(loss, TCLLoss)
-            several = ranks()[1] > 1
-            embeddings, labels = args
+    def _look(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        embeddings, labels = args
+        self._seen = embeddings.detach(), labels
+
+    def log(self, step: int) -> None:
+        """Computes the responses of the batch that the loss was last called with, where this step is to be logged."""
+        if step % self._every == 0:
+            assert self._seen is not None
+            loss, several = self._loss, ranks()[1] > 1
             self._pending[step] = gradient_responses(
-                embeddings, labels, loss.temperature, loss.k1, loss.k2, gather=several
+                *self._seen, loss.temperature, loss.k1, loss.k2, gather=several
             )
 
     def flush(self) -> None:
@@ -150,10 +152,10 @@ class GradientLog:
                     file.write(json.dumps(line) + "\n")
         self._pending.clear()
 
-    def rewind(self) -> None:
-        """Drops the lines of the steps that are still to come: they will be written again."""
+    def rewind(self, step: int) -> None:
+        """Drops the lines from this step on, which is still to come: they will be written again."""
         if self._writes and self.file.exists():
-            kept = "".join(json.dumps(line) + "\n" for line in read_gradients(self.file) if line["step"] < self._step())
+            kept = "".join(json.dumps(line) + "\n" for line in read_gradients(self.file) if line["step"] < step)
             write_atomically(self.file, lambda part: part.write_text(kept, encoding="utf-8"))
 
 

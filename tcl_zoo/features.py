@@ -45,11 +45,11 @@ def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normalis
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """eval() and no gradients; the mode is put back afterwards."""
+    """eval(), no gradients, and float32 that is not rounded to TF32: figures are to hold on any device."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
     finally:
         model.train(training)

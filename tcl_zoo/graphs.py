@@ -36,14 +36,15 @@ class GraphedBackward:
         before = [buffer.clone() for buffer in network.buffers()]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                backward(self._views, self._labels)
-        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         try:
-            # The warm-up's own stream: libraries keep a workspace for each.
-            with torch.cuda.graph(self._graph, stream=stream):
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    backward(self._views, self._labels)
+            torch.cuda.current_stream().wait_stream(stream)
+            # The warm-up's own stream: libraries keep a workspace for each. This thread's calls alone: another one
+            # may be pinning the next batches' memory, which a capture of all threads forbids.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._loss = backward(self._views, self._labels)
         finally:
             for buffer, value in zip(network.buffers(), before, strict=True):

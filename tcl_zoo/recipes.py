@@ -262,9 +262,16 @@ def recipe(name: str) -> Recipe:
         changes = _vary(objective, encoder, dataset, variant)
         if changes is not None and (variant or "." not in name):
             fields = _base(objective, encoder, dataset) | changes
-            return Recipe(name=name, objective=objective, encoder=encoder, dataset=dataset, variant=variant, **fields)
+            made = Recipe(name=name, objective=objective, encoder=encoder, dataset=dataset, variant=variant, **fields)
+            return _with_probe_batch(made)
     hint = nearest(name, _NAMES) or "; `tcl-zoo list` shows all names"
     raise RecipeError(f"unknown model name {name[:80]!r}{hint}")
+
+
+def _with_probe_batch(made: Recipe) -> Recipe:
+    """The linear phase takes as many images a step as the contrastive one did (SPEC section 3)."""
+    supervised = made.contrastive and not made.self_supervised
+    return dataclasses.replace(made, probe_batch=made.batch_images) if supervised else made
 
 
 @functools.cache
@@ -301,7 +308,8 @@ def override(base: Recipe, settings: Iterable[str]) -> Recipe:
         except ValueError:
             raise RecipeError(f"{key} takes {types[key].__name__}, got {text[:80]!r}") from None
     own = {key.removeprefix("options."): changes.pop(key) for key in list(changes) if key.startswith("options.")}
-    return dataclasses.replace(base, **changes, options={**base.options, **own})
+    made = dataclasses.replace(base, **changes, options={**base.options, **own})
+    return made if "probe_batch" in changes or made.batch_images == base.batch_images else _with_probe_batch(made)
 
 
 def from_dict(fields: dict[str, Any]) -> Recipe:

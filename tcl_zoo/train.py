@@ -101,10 +101,10 @@ def train(
     split = split or load(recipe.dataset, data_dir, "train", download=download)
     accelerator = create_accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
-    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile, not log_gradients)
+    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
     if log_gradients:
         trainer.gradients = GradientLog(
-            run_dir / "gradients.jsonl", trainer.network, trainer.steps_done, log_gradients, accelerator.is_main_process
+            run_dir / "gradients.jsonl", trainer.network, log_gradients, accelerator.is_main_process
         )
     with naming_the_lost():
         with accelerator.main_process_first():
@@ -113,7 +113,7 @@ def train(
         try:
             resume(trainer, run)
             if trainer.gradients:
-                trainer.gradients.rewind()
+                trainer.gradients.rewind(trainer.steps_done())
             if log_with:
                 accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)

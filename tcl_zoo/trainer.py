@@ -47,6 +47,9 @@ class Trainer:
         accumulation: parts of a batch that go through the network one after the other.
         compile: let ``torch.compile`` fuse the encoder's kernels.
         graphs: replay forward and backward as a CUDA graph where that is possible.
+
+    Attributes:
+        gradients: writes the gradient responses, where there is one.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class Trainer:
         done, steps = self.steps_done(), self.recipe.epochs * self.batches.steps
         network.objective.progress = done / steps
         loss = self._captured(views, labels) if self._graphs else self.backward(views, labels)
+        if self.gradients:
+            self.gradients.log(done)
         network.objective.after_backward()
         self.optimizer.step()
         network.objective.after_step(network.encoder, (done + 1) / steps)

@@ -108,3 +108,14 @@ def test_any_timm_model(splits):
     result = linear_probe(other, few, Split(test.images[:50], test.labels[:50], test.classes))
     assert result.top1 > 30
     assert predict(timm.create_model("resnet20_cifar", in_chans=3), test).shape == (360, 10)
+
+
+def test_figures_are_of_float32_on_any_device():
+    """TF32 keeps 10 bits of 23: a GPU that rounds to it would not agree with the CPU that verifies."""
+    from tcl_zoo.features import frozen
+
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark
+    with frozen(torch.nn.Identity()):
+        assert not cudnn.allow_tf32 and cudnn.enabled and not torch.backends.cuda.matmul.allow_tf32
+    assert (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark) == before

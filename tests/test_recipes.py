@@ -31,7 +31,7 @@ def test_main_table(dataset):
         assert (r.momentum, r.weight_decay, r.temperature, r.probe_lr, r.probe_epochs) == (0.9, 1e-4, 0.1, 0.5, 50)
         assert r.augmentation == ("crop_flip" if dataset == "fmnist" else "autoaugment_thesis")
     assert tcl.epochs == supcon.epochs == 100
-    assert tcl.probe_batch == 64
+    assert (tcl.probe_batch, supcon.probe_batch) == (views // 2, views // 2)
 
 
 def test_stability_recipes():
@@ -41,7 +41,7 @@ def test_stability_recipes():
     lrs, k1s = (0.008, 0.009, 0.1, 0.2, 0.5, 1.0), (5000, 7500, 5000, 4000, 4000, 4000)
     for views, lr, k1 in zip((32, 64, 128, 256, 512, 1024), lrs, k1s, strict=True):
         r = recipe(f"tcl_resnet50_cifar100.v{views}")
-        assert (r.batch_views, r.lr, r.k1) == (views, lr, k1)
+        assert (r.batch_views, r.lr, r.k1, r.probe_batch) == (views, lr, k1, views // 2)
         assert recipe(f"supcon_resnet50_cifar100.v{views}").k1 == 0
     for dim in (64, 128, 256, 512, 1024, 2048):
         r = recipe(f"tcl_resnet50_cifar100.p{dim}")
@@ -210,3 +210,12 @@ def test_reported_figures():
     assert reported("tcl_resnet20_digits") is None
     listed = set(names())
     assert set(REPORTED) <= listed
+
+
+def test_the_linear_phase_follows_the_batch():
+    """SPEC section 3: as many images a step as the contrastive phase; what is asked for stays."""
+    base = recipe("tcl_resnet50_cifar100")
+    assert override(base, ["batch_views=64"]).probe_batch == 32
+    assert override(base, ["lr=0.1"]).probe_batch == 128
+    assert override(base, ["batch_views=64", "probe_batch=100"]).probe_batch == 100
+    assert recipe("tcl_ssl_resnet18_cifar10").probe_batch == 256

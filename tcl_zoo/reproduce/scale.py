@@ -57,8 +57,9 @@ class Job:
     @property
     def key(self) -> str:
         """Name of the run folder: the recipe's, and what differs from it."""
-        own = self.recipe.to_dict()
-        plain = recipe(self.recipe.name).to_dict()
+        own, plain = self.recipe.to_dict(), recipe(self.recipe.name).to_dict()
+        if own["probe_batch"] == self.recipe.batch_images:
+            del own["probe_batch"]  # it follows from the batch
         parts = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
                  for key, value in own.items() if value != plain[key]]  # fmt: skip
         parts += [f"images={self.images}"] if self.images else []
