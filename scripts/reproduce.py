@@ -47,6 +47,7 @@ def _parser() -> Parser:
     parser.add_argument("--time-limit", type=seconds, metavar="T", help="stop cleanly after 90s, 9m, 1h: exit code 3")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--protocol", default="cached", choices=("cached", "thesis"), help="of the linear probe")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="DataLoader workers of a streamed folder")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     return parser
 
@@ -78,7 +79,7 @@ def main() -> int:
     if not args.render:
         finished, notes = run_all(
             jobs, store, args.data_dir, args.time_limit, precision=args.precision, download=args.download,
-            cpu=args.cpu, protocol=args.protocol,
+            cpu=args.cpu, protocol=args.protocol, workers=args.workers,
         )  # fmt: skip
 
     from accelerate import PartialState

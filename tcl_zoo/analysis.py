@@ -104,8 +104,8 @@ def _strip(s: Tensor, positive: Tensor, negative: Tensor, temperature: float, k1
 class GradientLog:
     """Writes the gradient responses of every n-th training step to a file, a line of JSON each.
 
-    It keeps the loss's last arguments by a hook, so neither loss nor objective knows of it. Replays of a CUDA graph call
-    no hook, but write to the very tensors that the captured call left here. Values stay on the device until
+    It keeps the loss's last arguments by a hook, so neither loss nor objective knows of it. Replays of a CUDA graph
+    call no hook, but write to the very tensors that the captured call left here. Values stay on the device until
     :meth:`flush`, which training calls before each checkpoint.
 
     Args:
@@ -139,9 +139,7 @@ class GradientLog:
         if step % self._every == 0:
             assert self._seen is not None
             loss, several = self._loss, ranks()[1] > 1
-            self._pending[step] = gradient_responses(
-                *self._seen, loss.temperature, loss.k1, loss.k2, gather=several
-            )
+            self._pending[step] = gradient_responses(*self._seen, loss.temperature, loss.k1, loss.k2, gather=several)
 
     def flush(self) -> None:
         """Writes what was logged since the last time; waits for the device."""

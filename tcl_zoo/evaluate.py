@@ -57,6 +57,7 @@ def evaluate_run(
     protocol: str = "cached",
     device: torch.device | str | None = None,
     train: Split | FolderSplit | None = None,
+    workers: int = 2,
 ) -> dict[str, Any]:
     """Fits the linear classifier of a contrastive run (``ce`` has its own) and measures top-1 on the test split.
 
@@ -66,6 +67,7 @@ def evaluate_run(
         protocol: ``cached`` or ``thesis``; see :func:`tcl_zoo.probe.linear_probe`.
         device: where to compute; a GPU where there is one.
         train: fit on these images instead of the data set's training split (what a scaled run was trained on).
+        workers: DataLoader workers of a streamed folder.
 
     Returns:
         What ``results.json`` holds: top1 and knn in percent, n, protocol.
@@ -77,7 +79,10 @@ def evaluate_run(
     train = train or load(recipe.dataset, data_dir, "train")
     test = load(recipe.dataset, data_dir, "test")
     normalise = Normalise(recipe.dataset, device)
-    extracted = (features(model, train, normalise, device), features(model, test, normalise, device))
+    extracted = (
+        features(model, train, normalise, device, "train features", workers),
+        features(model, test, normalise, device, "test features", workers),
+    )
     if recipe.contrastive:
         result: ProbeResult = linear_probe(
             model,
@@ -88,6 +93,7 @@ def evaluate_run(
             recipe=recipe,
             device=device,
             extracted=extracted,
+            workers=workers,
         )
         assert result.classifier is not None
         save_module(folder / "classifier.safetensors", result.classifier)

@@ -95,6 +95,7 @@ def features(
     normalise: Normaliser | None = None,
     device: torch.device | str | None = None,
     desc: str = "features",
+    workers: int = 2,
 ) -> Tensor:
     """Unnormalised pooled features [N, d], float32, of an unaugmented split.
 
@@ -104,10 +105,12 @@ def features(
         normalise: how to prepare them; by the model's ``pretrained_cfg`` where not given.
         device: where to compute; the model's own where not given.
         desc: what the progress bar says.
+        workers: DataLoader workers of a streamed folder.
     """
     device = device or next(model.parameters()).device
     with frozen(model):
-        return extract(pooled(model), split, normalise or normaliser(model, device), device, desc=desc)
+        prepare = normalise or normaliser(model, device)
+        return extract(pooled(model), split, prepare, device, workers=workers, desc=desc)
 
 
 def predict(

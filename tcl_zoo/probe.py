@@ -87,12 +87,15 @@ def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0,
     return linear.requires_grad_(False)
 
 
-def _fit_thesis(model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str) -> nn.Linear:
+def _fit_thesis(
+    model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str, workers: int
+) -> nn.Linear:
     """SPEC section 3: SGD on augmented views of the frozen encoder, 50 epochs, cosine from lr 0.5."""
     augmentation = recipe.probe_augmentation or recipe.augmentation
     batches = Batches(
-        train, recipe.dataset, augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device
-    )
+        train, recipe.dataset, augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device,
+        workers=workers,
+    )  # fmt: skip
     forward = pooled(model)
     linear = nn.Linear(int(model.num_features), len(train.classes), device=device)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(
@@ -129,6 +132,7 @@ def linear_probe(
     recipe: Recipe | None = None,
     device: torch.device | str | None = None,
     extracted: tuple[Tensor, Tensor] | None = None,
+    workers: int = 2,
 ) -> ProbeResult:
     """Top-1 of a linear classifier on frozen features.
 
@@ -142,6 +146,7 @@ def linear_probe(
         recipe: augmentation and schedule of the thesis protocol, which needs it.
         device: where to compute; the model's own where not given.
         extracted: :func:`features` of ``train`` and ``test``, where they were computed before.
+        workers: DataLoader workers of a streamed folder.
 
     Raises:
         ValueError: unknown protocol, or ``thesis`` without a recipe.
@@ -151,14 +156,14 @@ def linear_probe(
     started = time.monotonic()
     device = device or next(model.parameters()).device
     if protocol == "cached":
-        inputs = extracted[0] if extracted else features(model, train, normalise, device, "train features")
+        inputs = extracted[0] if extracted else features(model, train, normalise, device, "train features", workers)
         classifier = fit_linear(inputs, train.labels.to(device), len(train.classes), C)
     else:
         if recipe is None:
             raise ValueError("the thesis protocol needs the recipe whose augmentation and schedule it follows")
         with frozen(model):
-            classifier = _fit_thesis(model, train, recipe, device)
-    outputs = extracted[1] if extracted else features(model, test, normalise, device, "test features")
+            classifier = _fit_thesis(model, train, recipe, device, workers)
+    outputs = extracted[1] if extracted else features(model, test, normalise, device, "test features", workers)
     predictions = classifier(outputs).argmax(1).cpu()
     return _result(predictions, test, protocol, classifier, started)
 

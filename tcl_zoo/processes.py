@@ -1,4 +1,4 @@
-"""Several processes train together: when one is lost, the others end soon and say which one it was.
+"""Several processes train together: one works while the others wait, and when one is lost the others end soon.
 
 A process that dies closes its connections, and whoever waits for it gets an error of the transport that names an
 address at best. The survivors therefore report to the group's store, and whoever does not is the one that is gone.
@@ -7,18 +7,52 @@ address at best. The survivors therefore report to the group's store, and whoeve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from .errors import TclZooError, TrainingError
+from .ranks import ranks
 
 _PATIENCE = 6.0  # seconds for the others to notice and report
 _LOST = "lost"  # what a process reports that only noticed
 # What gloo, NCCL and the store say when the other end is gone.
 _TRANSPORT = ("gloo", "nccl", "connection", "socket", "broken pipe", "recvvalue", "timed out", "timeout")
+_LONGEST = timedelta(days=7)  # that anybody waits for the main process's work
+
+
+def on_main(work: Callable[[], object], name: str) -> None:
+    """Does what one process is to do while the others wait, however long it takes.
+
+    They wait at the group's store: a collective would give up after its limit, which is 10 minutes on GPUs.
+
+    Args:
+        work: done by the main process.
+        name: of this piece of work, not used before.
+
+    Raises:
+        TrainingError: in the others, where the work failed; in the main process whatever ``work`` raised.
+    """
+    rank, world = ranks()
+    if world == 1:
+        work()
+        return
+    store, key = _store(), f"tcl_zoo/done/{name}"
+    if rank != 0:
+        store.wait([key], _LONGEST)
+        failed = store.get(key).decode()
+        if failed:
+            raise TrainingError(failed)
+        return
+    try:
+        work()
+    except Exception as error:
+        store.set(key, " ".join(str(error).split()) or type(error).__name__)
+        raise
+    store.set(key, "")
 
 
 @contextmanager

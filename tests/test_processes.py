@@ -21,9 +21,11 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from tcl_zoo.batches import Batches
+from tcl_zoo.errors import TrainingError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import features
 from tcl_zoo.objectives import Objective, create_objective
+from tcl_zoo.processes import on_main
 from tcl_zoo.recipes import SELF_SUPERVISED, recipe
 from tcl_zoo.splits import FolderSplit
 from tcl_zoo.train import train
@@ -116,6 +118,26 @@ def test_every_objective_is_that_of_one_process(tmp_path, world):
             scale = largest if key.startswith("gradient") else float(theirs.abs().max())
             far = float((values[key] - theirs).abs().max()) / scale
             assert far <= tolerance, (name, dtype, shares, key, far)
+
+
+def _waits(rank: int, world: int, folder: str) -> None:
+    where = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", where, timeout=timedelta(seconds=20), rank=rank, world_size=world)
+    done = Path(folder) / "done"
+
+    def fails() -> None:
+        raise ValueError("no such\nfolder")
+
+    on_main(lambda: (time.sleep(0.5), done.touch()), "a")
+    assert done.exists(), "nobody goes on before the main process is done"
+    with pytest.raises(ValueError if rank == 0 else TrainingError, match="no such"):
+        on_main(fails, "b")
+    dist.barrier()  # all are where they were
+    dist.destroy_process_group()
+
+
+def test_all_wait_for_the_main_process(tmp_path):
+    mp.spawn(_waits, args=(2, str(tmp_path)), nprocs=2)
 
 
 # whole trainings

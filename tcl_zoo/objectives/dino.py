@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from lightly.loss import DINOLoss
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from ..ranks import gathered
 from ..recipes import Recipe
 from ._base import Views
 from ._networks import Prototypes, Teacher, head
-from ._self_supervised import SelfSupervised, full_precision, single
+from ._self_supervised import SelfSupervised, full_precision
 
 
 class DINO(SelfSupervised):
@@ -50,10 +51,13 @@ class DINO(SelfSupervised):
         self.seen(embeddings[0])
         if isinstance(views, list):
             embeddings += self.projector[0](encoder(views[1])).chunk(len(views[1]) // len(labels))
+        layers, prototypes = self.teacher.head.children()
+        with torch.no_grad():
+            targets = [layers(self.teacher.encoder(v)) for v in images]
         with full_precision(embeddings[0]):
             # Of all processes: the teacher's centre is the whole batch's, whatever the share of each.
             student = [self.projector[1](gathered(z)) for z in embeddings]
-            teacher = [gathered(single(self.teacher(v))) for v in images]
+            teacher = [prototypes(gathered(z)).detach() for z in targets]
             loss: Tensor = self.loss(teacher, student, self.teacher_temperature())
         return loss
 

@@ -41,10 +41,10 @@ class SwAV(SelfSupervised):
             small = [gathered(z) for z in crops]
         self.seen(large[0])
         self._newest = torch.stack([F.normalize(z.detach(), dim=1) for z in large])
-        queued = None
-        if self.epoch >= self.options["queue_epochs"]:
-            queued = [self.prototypes(rows) for rows in self.queue.rows]
         with full_precision(large[0]):
+            queued = None
+            if self.epoch >= self.options["queue_epochs"]:
+                queued = [self.prototypes(rows) for rows in self.queue.rows]
             loss: Tensor = self.loss([self.prototypes(z) for z in large], [self.prototypes(z) for z in small], queued)
         return loss.squeeze()
 

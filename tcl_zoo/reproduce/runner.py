@@ -163,6 +163,7 @@ def run_job(
     download: bool = False,
     cpu: bool = False,
     protocol: str = "cached",
+    workers: int = 2,
 ) -> bool:
     """Trains a job, or goes on, and measures its top-1; False where the time limit or a signal stopped it.
 
@@ -170,16 +171,15 @@ def run_job(
         job: what to train.
         store: where its run folder is.
         data_dir: where the data sets are.
-        precision, time_limit, download, cpu: as for :func:`tcl_zoo.train.train`.
+        precision, time_limit, download, cpu, workers: as for :func:`tcl_zoo.train.train`.
         protocol: of the linear probe.
 
     Raises:
         TclZooError: as of :func:`tcl_zoo.train.train` and :func:`tcl_zoo.evaluate.evaluate_run`.
     """
-    from accelerate import PartialState
-
     from ..datasets import load
     from ..evaluate import evaluate_run
+    from ..processes import on_main
     from ..train import train
 
     split = load(job.recipe.dataset, data_dir, "train", download=download)
@@ -194,10 +194,15 @@ def run_job(
         precision=precision,
         time_limit=time_limit,
         cpu=cpu,
+        workers=workers,
         log_gradients=_every(job.recipe, len(split)),
     )
-    if result.finished and PartialState().is_main_process:
-        evaluate_run(folder, data_dir, protocol=protocol, device="cpu" if cpu else None, train=split)
+    if result.finished:
+        device = "cpu" if cpu else None
+        on_main(
+            lambda: evaluate_run(folder, data_dir, protocol=protocol, device=device, train=split, workers=workers),
+            job.key,
+        )
     return result.finished
 
 
@@ -256,7 +261,6 @@ def run_all(
             return False, notes
         if process.is_main_process:
             store.failed(job, None)
-        process.wait_for_everyone()
     return reached, notes
 
 
