@@ -148,7 +148,7 @@ class Batches:
         data = self.split.view(self.views, self.seed, self.groups[0][0].scale, small=small)
         data.set_epoch(epoch)
         own = order[start:, self._own]
-        for step, (images, labels, _) in enumerate(loader(data, own.tolist(), self.workers), start):
+        for step, (images, labels, _) in enumerate(loader(data, own.tolist(), self.workers, self.device), start):
             sizes = images if multi.count else [images]
             views = [v for size in sizes for v in size.to(self.device, non_blocking=True).unbind(1)]
             made, first = [], 0

@@ -68,19 +68,19 @@ def extract(
     outputs = []
     bar = progress(len(split), desc, "image", leave=False)
     with bar:
-        for images in _parts(split, batch_size, workers):
+        for images in _parts(split, batch_size, workers, device):
             outputs.append(forward(normalise(images.to(device, non_blocking=True))).float())
             bar.update(len(images))
     return torch.cat(outputs)
 
 
-def _parts(split: Split | FolderSplit, batch_size: int, workers: int) -> Iterator[Tensor]:
+def _parts(split: Split | FolderSplit, batch_size: int, workers: int, device: torch.device | str) -> Iterator[Tensor]:
     """The images in order, uint8 [up to batch_size, C, H, W] at a time."""
     if isinstance(split, Split):
         yield from split.images.split(batch_size)
         return
     indices = [part.tolist() for part in torch.arange(len(split)).split(batch_size)]
-    for views, _, _ in loader(split, indices, workers):
+    for views, _, _ in loader(split, indices, workers, device):
         yield views[:, 0]
 
 

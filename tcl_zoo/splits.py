@@ -158,13 +158,15 @@ class _Loader(DataLoader[Any]):
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
-def loader(dataset: Dataset[Any], batches: Iterable[Any], workers: int = 0) -> DataLoader[Any]:
-    """A DataLoader over given batches of indices; takes nothing from the global generator."""
+def loader(
+    dataset: Dataset[Any], batches: Iterable[Any], workers: int = 0, device: torch.device | str = "cpu"
+) -> DataLoader[Any]:
+    """A DataLoader over given batches of indices for a device; takes nothing from the global generator."""
     return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),
     )
 

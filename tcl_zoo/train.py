@@ -191,6 +191,7 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
         if trainer.step_done < steps and agreed(trainer.accelerator, stop(), look):
             trainer.check(trainer.step_done)
             return False
+    trainer.seconds += time.monotonic() - clock  # the last look waited for the device
     return True
 
 

@@ -82,6 +82,9 @@ class Trainer:
             )  # fmt: skip
         except ValueError as error:
             raise TrainingError(f"{error}; choose another batch with --set batch_views=N") from None
+        share = recipe.batch_images // accelerator.num_processes
+        if share % accumulation:
+            raise TrainingError(f"{accumulation} accumulation steps do not divide the {share} images of each process")
         self.epoch = self.step_done = 0
         self.seconds = 0.0
         # Losses of the epoch's steps, on the device until somebody looks.
