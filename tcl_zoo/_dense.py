@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ._pairwise import SINGLE, Batch, Terms
+from ._pairwise import Batch, Terms
 
-# Workspaces of earlier batches. Fresh memory costs a page fault every 4 KiB: at N = 512 as long as the exponentials.
-_free: list[Tensor] = []
+# Workspaces of earlier batches, three squares each. Fresh memory costs a page fault every 4 KiB: at N = 512 as long as
+# the exponentials.
+_Squares = tuple[Tensor, Tensor, Tensor]
+_free: list[_Squares] = []
 
 
 class Dense:
@@ -29,20 +31,23 @@ class Dense:
         self._pair.scatter_(1, self._itself, 0.0)
         self._kept: Tensor | None = None  # what the gradient needs of the exponentials, where nothing is shifted
 
-    def _squares(self) -> tuple[Tensor, ...]:
-        """Three [A, N] to write into: from the workspace of a batch that is gone, where there is one."""
-        rows, n = self.batch.rows, len(self.batch.columns)
-        self._space: Tensor | None = None
+    def _squares(self) -> _Squares:
+        """Three [A, N] to write into: the workspace of a batch of this shape that is gone, where there is one."""
+        rows = self.batch.rows
+        shape = torch.Size((rows.shape[0], self.batch.columns.shape[0]))
+        self._space: _Squares | None = None
         if rows.device.type != "cpu" or rows.dtype != torch.float32:
-            return tuple(rows.new_empty(len(rows), n) for _ in range(3))
+            return rows.new_empty(shape), rows.new_empty(shape), rows.new_empty(shape)
         try:
             self._space = _free.pop()
         except IndexError:
-            self._space = torch.empty(3, SINGLE * SINGLE)
-        return tuple(square[: len(rows) * n].view(len(rows), n) for square in self._space)
+            self._space = torch.empty(shape), torch.empty(shape), torch.empty(shape)
+        if self._space[0].shape != shape:
+            self._space = torch.empty(shape), torch.empty(shape), torch.empty(shape)
+        return self._space
 
     def __del__(self) -> None:
-        if self._space is not None and len(_free) < 4:
+        if self._space is not None and len(_free) < 2:
             _free.append(self._space)
 
     def shift(self) -> Tensor:

@@ -32,12 +32,11 @@ def _arranged(
     """
     columns, offset = all_rows(rows) if gathered else (rows, 0)
     everybody = all_rows(labels)[0] if gathered else labels
-    if rows.device.type != "cpu" or len(columns) <= SINGLE:
-        own = torch.arange(offset, offset + len(rows), device=rows.device)
+    if rows.device.type != "cpu" or columns.shape[0] <= SINGLE:
+        own = torch.arange(offset, offset + rows.shape[0], device=rows.device)
         if rows.device.type == "cpu":
-            # As float32, which holds numbers up to SINGLE, they are compared in an eighth of the time.
-            everybody = everybody.unique(return_inverse=True)[1].float()
-            labels = everybody[offset : offset + len(rows)]
+            everybody = _as_floats(everybody)  # which are compared in an eighth of the time
+            labels = everybody[offset : offset + rows.shape[0]] if gathered else everybody
         return Batch(rows, columns, labels, everybody, own, temperature, k1, k2), None, None
     _, number, counts = everybody.unique(return_inverse=True, return_counts=True)
     # Classes of one size stand together: number them anew by (size, label).
@@ -63,6 +62,17 @@ def _arranged(
     return batch, row_order, order
 
 
+def _as_floats(labels: Tensor) -> Tensor:
+    """[N] float32 numbers that are equal where the labels are."""
+    if labels.shape[0] == 0:
+        return labels.float()
+    labels = labels.long()
+    low, high = labels.aminmax()
+    if int(high) - int(low) < 1 << 24:  # float32 holds all integers up to there
+        return (labels - low).float()
+    return labels.unique(return_inverse=True)[1].float()
+
+
 def _put_back(values: Tensor, order: Tensor | None) -> Tensor:
     """What was computed in ``order``, in the order of the caller's rows."""
     return values if order is None else torch.empty_like(values).index_copy_(0, order, values)
@@ -72,7 +82,8 @@ def _needs_shift(batch: Batch) -> bool:
     """Whether exponents may leave float32's range. A GPU is not asked for the rows' norms: it shifts always."""
     if batch.rows.device.type != "cpu":
         return True
-    bound = float(batch.columns.square().sum(1).max()) if len(batch.columns) else 0.0
+    columns = batch.columns
+    bound = float(torch.linalg.vecdot(columns, columns).max()) if columns.shape[0] else 0.0
     largest = max(abs(math.log(k)) for k in (batch.k1 or 1.0, batch.k2))
     return not bound / batch.temperature + bound + largest < _RANGE
 
@@ -92,14 +103,16 @@ class _PerAnchorLoss(torch.autograd.Function):
             if shift is not None:
                 shift = shift.masked_fill(shift == -math.inf, 0.0)
             denominator, sum_s, count = walk.sums(shift)
-            losses = denominator.log() - sum_s / (count.clamp(min=1) * temperature)
+            alone = count == 0
+            count = count.clamp(min=1)
+            losses = denominator.log().sub_(sum_s.div_(count), alpha=1 / temperature)
             if shift is not None:
                 losses += shift
             # A row without positives has no loss, finite or not.
-            losses.masked_fill_(count == 0, 0.0)
-            out, has_positive = _put_back(losses, row_order), _put_back(count > 0, row_order)
+            losses.masked_fill_(alone, 0.0)
+            out, has_positive = _put_back(losses, row_order), _put_back(~alone, row_order)
         ctx.walk, ctx.gathered, ctx.dtype = walk, gathered, embeddings.dtype
-        ctx.save_for_backward(shift, denominator, count, row_order, order)
+        ctx.save_for_backward(shift, denominator, count, alone, row_order, order)
         ctx.mark_non_differentiable(has_positive)
         return out, has_positive
 
@@ -107,12 +120,12 @@ class _PerAnchorLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         walk = ctx.walk
-        shift, denominator, count, row_order, order = ctx.saved_tensors
+        shift, denominator, count, alone, row_order, order = ctx.saved_tensors
         with torch.autocast(upstream.device.type, enabled=False):
             weight = upstream.to(denominator.dtype)
-            weight = (weight if row_order is None else weight[row_order]).masked_fill(count == 0, 0.0)
-            scale = weight / denominator.masked_fill(count == 0, 1.0)
-            own = Terms(scale if shift is None else shift, scale, weight / count.clamp(min=1))
+            weight = (weight if row_order is None else weight[row_order]).masked_fill(alone, 0.0)
+            scale = weight / denominator.masked_fill(alone, 1.0)
+            own = Terms(scale if shift is None else shift, scale, weight / count)
             others = own
             if ctx.gathered:
                 unsorted = _put_back(torch.stack([own.shift, own.scale, own.pull], dim=1), row_order)
@@ -188,7 +201,7 @@ def tuned_contrastive_loss(
     # A GPU is not asked: the answer would stall the queue, and the loss is 0 either way.
     if count.device.type == "cpu" and count == 0:
         warnings.warn("no anchor in the batch has a positive: the loss is 0 and has no gradient", RuntimeWarning, 2)
-    total = losses.sum() * world
+    total = losses.sum() * world if world > 1 else losses.sum()
     return total if reduction == "sum" else total / count.clamp(min=1)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from tcl_zoo._pairwise import SINGLE
 from tcl_zoo.losses import SupConLoss, TCLLoss, tuned_contrastive_loss
 
 F64 = torch.float64
@@ -122,7 +123,7 @@ def test_equals_loops_for_any_labels_and_weights(labels, shift, tau, k1, k2, see
 
 @pytest.mark.parametrize("params", [TCL, SUPCON, (0.2, 1.0, 1.5), (0.005, 5000.0, 1.5)])
 @pytest.mark.parametrize(  # sizes that no tile divides, from one class to pairs
-    ("n", "classes"), [(129, 10), (255, 1), (515, 257), (1030, 7), (2051, 1025)]
+    ("n", "classes"), [(129, 10), (255, 1), (515, 257), (SINGLE + 3, 7), (2051, 1025)]
 )
 def test_large_batches(n, classes, params):
     z, labels = make_batch(n, classes, dtype=torch.float32)
@@ -396,7 +397,7 @@ SPLITS = {  # labels of rank 0 and of rank 1
     "uneven, one anchor alone": ([0, 1, 2, 0, 9], [2, 0, 0, 1, 2, 1, 1, 0]),
     "positives on the other rank only": ([0, 1, 2, 3], [3, 1, 0, 2]),
     "no anchors on rank 0": ([7, 8, 9], [0, 0, 1, 1]),
-    "more than a tile": ([i % 37 for i in range(1030)], [i % 11 for i in range(17)]),
+    "more than a tile": ([i % 37 for i in range(SINGLE + 3)], [i % 11 for i in range(17)]),
 }
 LOSSES = [(TCLLoss(), TCL), (SupConLoss(), SUPCON), (TCLLoss(0.01, 9.0, 2.0), (0.01, 9.0, 2.0))]
 
@@ -444,3 +445,16 @@ def test_small_batches_share_no_memory_while_they_live() -> None:
         gradient(make_batch(96, 10, 16, torch.float32, seed)[0])  # and others come and go
     both[1].backward()
     assert torch.equal(a.grad, alone[0]) and torch.equal(b.grad, alone[1])
+
+
+@pytest.mark.parametrize("labels", [
+    torch.tensor([-128, 127, -128, 127, 0, 0], dtype=torch.int8),
+    torch.tensor([255, 0, 255, 0, 7, 7], dtype=torch.uint8),
+    torch.tensor([2**40, 2**40 + 1, 2**40, 2**40 + 1, -(2**40), -(2**40)]),
+    torch.tensor([2**24, 2**24 + 1, 2**24, 2**24 + 1, 0, 0]),
+], ids=str)  # fmt: skip
+def test_labels_of_any_size(labels):
+    """Whatever the labels are, only which of them are equal counts."""
+    z = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = tuned_contrastive_loss(z, torch.tensor([0, 1, 0, 1, 2, 2]), 0.1, 50.0, 1.5)
+    assert torch.equal(tuned_contrastive_loss(z, labels, 0.1, 50.0, 1.5), expected)
