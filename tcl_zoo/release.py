@@ -205,18 +205,22 @@ def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
 
 
 def update_index(
-    model_cards: str | os.PathLike[str] = "model_cards", *, cards: bool = False
+    model_cards: str | os.PathLike[str] = index.MODEL_CARDS, *, cards: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Regenerates ``tcl_zoo/index.json`` and ``model_cards/README.md`` from the release folders.
+    """Enters release folders into ``tcl_zoo/index.json`` and writes their table, ``README.md`` beside them.
 
-    What a publication wrote (``repo_id``, ``revision``) is kept while the weights and their configuration are the same.
+    Names without a folder here stay as they are: the index is what their weights are trusted by. What a publication
+    wrote (``repo_id``, ``revision``) is kept while the weights and their configuration are the same.
 
     Args:
-        model_cards: where the release folders are.
+        model_cards: where the release folders are; the checkout's.
         cards: write their ``README.md`` again, too.
+
+    Returns:
+        The entries of all names.
     """
     old = index.entries()
-    entries: dict[str, dict[str, Any]] = {}
+    entries = dict(old)
     folders = {p.parent.name: p.parent for p in sorted(Path(model_cards).glob(f"*/{CONFIG_FILE}"))}
     configs = {name: read_config(folder) for name, folder in folders.items()}
     for name, config in configs.items():
@@ -231,6 +235,7 @@ def update_index(
         entries[name] = entry
         if cards:
             write_card(folders[name], published.get("repo_id"))
+    entries = dict(sorted(entries.items()))
     _write_index(entries)
     table = zoo_table(configs)
     write_atomically(Path(model_cards) / CARD_FILE, lambda part: part.write_text(table, encoding="utf-8"))
