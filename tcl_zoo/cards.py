@@ -10,6 +10,8 @@ from . import index
 from ._ssl_recipes import TITLES, unused_fields
 from .datasets import DATASETS
 from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
+from .progress import duration
+from .recipes import flat
 from .thesis import reported
 
 _OBJECTIVES = {
@@ -271,9 +273,8 @@ def _picture(file: str, pictures: Collection[str]) -> str:
 
 def _values(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe as a card shows it: what its name says already, and what its objective does not use, left out."""
-    hidden = {"name", "objective", "encoder", "dataset", "variant", "options"} | unused_fields(recipe["objective"])
-    shown = {key: value for key, value in recipe.items() if key not in hidden and value != ""}
-    return shown | {f"options.{key}": value for key, value in recipe.get("options", {}).items()}
+    hidden = {"name", "objective", "encoder", "dataset", "variant"} | unused_fields(recipe["objective"])
+    return {key: value for key, value in flat(recipe).items() if key not in hidden and value != ""}
 
 
 def _classes(config: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .processes import naming_the_lost
 from .progress import progress
-from .recipes import Recipe
+from .recipes import Recipe, flat
 from .runs import Run, save_module, write_json
 from .sessions import checkpoint, create_accelerator, environment, resume
 from .stopping import Stop, agreed
@@ -115,7 +115,7 @@ def train(
             if trainer.gradients:
                 trainer.gradients.rewind()
             if log_with:
-                accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
+                accelerator.init_trackers("tcl_zoo", config=flat(recipe.to_dict()))
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
             with stop.signals():
                 finished = _epochs(trainer, run, stop)
