@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tcl_zoo import cli
 
@@ -121,6 +122,23 @@ def test_commands_have_help_with_an_example(capsys, command):
         (["tcl_resnet20_digit"], "did you mean tcl_resnet20_digits"),
         (["tcl_resnet20_digits", "--set", "epoch=3"], "did you mean epochs"),
         (["tcl_resnet20_digits", "--set", "k1=-3"], "k1 must be finite and at least 0"),
+@pytest.mark.parametrize(("option", "images"), [(["--seeds", "1"], 360), (["--test-images", "100"], 100)])
+def test_probe_of_one_model_compares_where_it_is_asked_to(capsys, released, monkeypatch, option, images):
+    """What only a comparison knows is not dropped: draws of few images, or fewer test images."""
+    monkeypatch.setattr("tcl_zoo.transfer.SHOTS", (1, 0))
+    code, out, _ = run(capsys, "probe", NAME, "--weights-dir", str(released), "--device", "cpu", *option)
+    assert code == 0 and f"of {images} test images by training images per class" in out
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory\nmore")])
+def test_out_of_memory_anywhere_is_one_line(capsys, error):
+    def fail():
+        raise error
+
+    assert cli.guarded(fail) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory")
+
+
         (["tcl_resnet20_digits", "--time-limit", "soon"], "is not a time"),
         (["tcl_resnet20_cifar10", "--data-dir", "/nowhere"], "cifar10 not found under /nowhere"),
         (["tcl_resnet20_digits", "--gradient-accumulation-steps", "2"], "its own negatives"),

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tcl_zoo import sessions
 from tcl_zoo import train as train_module
 from tcl_zoo.augment import MultiCrop
 from tcl_zoo.batches import Batches
@@ -282,7 +283,6 @@ def test_missing_tracker(short, digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
 def test_trackers_get_plain_numbers_and_texts(digits, tmp_path, monkeypatch):
     """TensorBoard's hparams refuse anything else; a tracker of ours sees what they would get."""
     from accelerate.tracking import GeneralTracker
@@ -330,6 +330,7 @@ def test_out_of_memory_is_one_line_with_advice(short, digits, tmp_path, monkeypa
         train(plain, run_dir=tmp_path / "ce", split=digits, cpu=True)
 
 
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Three classes of eight noisy colour images of different sizes, streamed at 32 pixels."""
     root = tmp_path_factory.mktemp("folder")
