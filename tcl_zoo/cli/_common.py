@@ -65,6 +65,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def pixels(text: str) -> int:
+    """The side of an image, 1 to 2048, for argparse."""
+    if not re.fullmatch(r"[0-9]{1,4}", text.strip()) or not 1 <= int(text) <= 2048:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of pixels from 1 to 2048")
+    return int(text)
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0, for argparse."""
     try:
@@ -81,7 +88,7 @@ def device(text: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=text)
+        torch.zeros(1, device=text).cpu()  # "meta" holds no values
     except Exception as error:  # each backend has its own
         raise argparse.ArgumentTypeError(f"{text[:40]!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return text
@@ -95,6 +102,11 @@ def data_options(sub: Parser) -> None:
     """``--data-dir``, ``--download`` and ``--device``."""
     sub.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
     sub.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
+    device_option(sub)
+
+
+def device_option(sub: Parser) -> None:
+    """``--device``."""
     sub.add_argument("--device", type=device, help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
 
 

@@ -7,7 +7,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from ._common import OK, STOPPED, Add, weights_option
+from ._common import OK, STOPPED, Add, device_option, weights_option
 
 _SHOWN = 10
 
@@ -31,7 +31,7 @@ def register(add: Add) -> None:
                      help="where to draw them (default: neighbours.png)")  # fmt: skip
     sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     sub.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: a core each, at most 8)")
-    sub.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
+    device_option(sub)
     weights_option(sub)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..recipes import recipe
-from ._common import OK, Add, above_zero, count, data_options, weights_option
+from ._common import OK, Add, above_zero, count, data_options, pixels, weights_option
 
 
 def register(add: Add) -> None:
@@ -28,8 +28,8 @@ def register(add: Add) -> None:
     sub.add_argument("--C", type=above_zero, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
     sub.add_argument("--knn", type=count, nargs="*", default=(20, 200), metavar="K",
                      help="neighbours (default: 20 200; the first, to compare)")  # fmt: skip
-    sub.add_argument("--size", type=int, default=0, help="pixels a side (default: the model's)")
-    several = sub.add_argument_group("to compare (on with several models or data sets, or with --shots)")
+    sub.add_argument("--size", type=pixels, default=0, metavar="S", help="pixels a side (default: the model's)")
+    several = sub.add_argument_group("to compare (on with several models or data sets, or with one of these)")
     several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
     several.add_argument("--seeds", type=count, default=5, help="draws of each number (default: 5)")
