@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .datasets import DATASETS, load
-from .errors import DataError, RecipeError
+from .errors import DataError, RecipeError, WeightsError
 from .evaluate import load_run
 from .extras import EXTRAS, load_extra
 from .models import create_model, pretrained_cfg
@@ -162,14 +162,16 @@ def open_model(
 
     Raises:
         RecipeError: unknown name.
-        WeightsError: no weights.
+        WeightsError: no weights, or a ``weights_dir`` beside a name that brings its own.
     """
     import timm
 
+    if weights_dir is not None and brings_weights(name):
+        raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
     if (run := run_folder(name)) is not None:
         return _from_run(run, pretrained, timm_kwargs)
-    known = timm.is_model(name.partition(".")[0])  # of several models with one weights_dir, some may be timm's
-    name, weights_dir = by_path(name, None if known else weights_dir)
+    known = timm.is_model(name.partition(".")[0])
+    name, weights_dir = by_path(name, weights_dir)
     if name.startswith(SOURCES) or weights_dir:
         return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
     if known:
@@ -182,6 +184,13 @@ def open_model(
     if not pretrained:
         model.pretrained_cfg = {**model.pretrained_cfg, **pretrained_cfg(dataset)}  # type: ignore[assignment,dict-item]
     return model
+
+
+def brings_weights(name: str) -> bool:
+    """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
+    import timm
+
+    return run_folder(name) is not None or timm.is_model(name.partition(".")[0])
 
 
 def run_folder(name: str) -> Path | None:

@@ -32,10 +32,11 @@ def register(add: Add) -> None:
     several = sub.add_argument_group("to compare (on with several models or data sets, or with one of these)")
     several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
-    several.add_argument("--seeds", type=count, default=5, help="draws of each number (default: 5)")
-    several.add_argument("--test-images", type=int, default=0, metavar="N", help="measure on so many only")
+    several.add_argument("--seeds", type=count, metavar="N", help="draws of each number (default: 5)")
+    several.add_argument("--test-images", type=count, metavar="N", help="measure on so many only")
     several.add_argument("--csv", metavar="FILE", help="write every measurement")
     several.add_argument("--picture", metavar="PNG", help="draw the linear probes")
+    sub.set_defaults(several=[action.dest for action in several._group_actions])
 
 
 def _shots(text: str) -> int:
@@ -56,7 +57,10 @@ def _run(args: argparse.Namespace) -> int:
             raise DataError("--dataset is needed with a model that is not of this zoo")
     datasets = args.dataset or [recipe(args.model[0]).dataset]
     folder = datasets[0] not in KNOWN and len(datasets) == 1
-    if args.shots or len(args.model) > 1 or len(datasets) > 1 or folder or args.csv or args.picture:
+    asked = any(getattr(args, key) is not None for key in args.several)
+    if asked or len(args.model) > 1 or len(datasets) > 1 or folder:
+        if args.protocol != "cached":
+            raise DataError("--protocol thesis measures one model on its own data set; to compare, leave it out")
         return _compare(args, datasets)
     return _one(args, args.model[0], datasets[0])
 
@@ -75,8 +79,8 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
     from ..transfer import SHOTS, picture, summarise, table, transfer, write_csv
 
     scores = transfer(
-        args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds, C=args.C,
-        k=(*args.knn, 20)[0], size=args.size, test_images=args.test_images, pretrained=not args.random,
+        args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds or 5, C=args.C,
+        k=(*args.knn, 20)[0], size=args.size, test_images=args.test_images or 0, pretrained=not args.random,
         weights_dir=args.weights_dir, device=args.device, download=args.download,
     )  # fmt: skip
     summaries = summarise(scores)
