@@ -58,7 +58,8 @@ def release(
         The release folder; an older one of the same name is replaced at the end.
 
     Raises:
-        TrainingError: not finished, not evaluated, or trained by other values than the recipe of its name.
+        TrainingError: not finished, not evaluated, without the metrics of its epochs, or trained by other values than
+            the recipe of its name.
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     trained, model = load_run(run_dir)
@@ -67,6 +68,9 @@ def release(
     environment = _read(run_dir / "environment.json", "not finished")
     settings = read_recipe_file(run_dir / "recipe.json")["settings"]
     metrics = Run(run_dir, trained, settings).metrics()
+    if len(metrics) < trained.epochs:
+        have = f"{len(metrics)} of {trained.epochs} epochs"
+        raise TrainingError(f"{run_dir}/metrics.jsonl is missing or cut: it has {have}; put it back, or train again")
     parameters = sum(p.numel() for p in model.parameters())
     dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
     state = {k: cast(v, dtype) for k, v in model.state_dict().items()}
@@ -147,8 +151,8 @@ def _same_recipe(trained: Recipe) -> None:
 
 def _read(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        loaded = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise TrainingError(f"{path.parent} is {otherwise}: run scripts/train.py on it again") from None
     return loaded
 

@@ -400,6 +400,14 @@ def test_release_refuses(released, tmp_path):
         release(run, tmp_path / "out")
     stored["recipe"]["lr"] = 0.1
     (run / "recipe.json").write_text(json.dumps(stored))
+    metrics = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(TrainingError, match=r"metrics.jsonl is missing or cut: it has 0 of 1 epochs"):
+        release(run, tmp_path / "out")
+    (run / "metrics.jsonl").write_text(metrics)
+    (run / "results.json").write_text("3")
+    with pytest.raises(TrainingError, match="not evaluated"):
+        release(run, tmp_path / "out")
     (run / "results.json").unlink()
     with pytest.raises(TrainingError, match="not evaluated"):
         release(run, tmp_path / "out")
