@@ -39,13 +39,12 @@ _MEANING = {
     "projector_dim": "dimensions of the embedding in which the loss compares",
     "augmentation": "policy of the training views",
     "crop_padding": "zero padding of the random crop, in pixels",
-    "probe_epochs": "linear phase, protocol `thesis` only",
-    "probe_lr": "linear phase, protocol `thesis` only",
-    "probe_batch": "linear phase, protocol `thesis` only",
     "seed": "of initial weights, order and augmentation",
     "optimizer": "`lars`: SGD with eta 0.02, clipped, neither it nor the decay on biases and norms",
     "warmup_epochs": "epochs in which lr rises linearly",
-    "probe_augmentation": "linear phase, protocol `thesis` only",
+    **dict.fromkeys(
+        ("probe_epochs", "probe_lr", "probe_batch", "probe_augmentation"), "linear phase, protocol `thesis` only"
+    ),
 }
 _PICTURES = {
     "training_curve.png": "Training loss and learning rate by epoch",
@@ -67,13 +66,6 @@ CITATION = """\
   year      = {2025},
   note      = {arXiv:2305.10675}
 }"""
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``7 min`` or ``2.3 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def metadata(config: dict[str, Any]) -> Any:
@@ -136,7 +128,6 @@ def card(
     seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
-    transfer = transfer_section(facts.get("transfer"))
     text = f"""
 # {name}
 
@@ -151,7 +142,7 @@ Input: {gray}{info.size} x {info.size} pixels.
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
 epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}{transfer}## Use
+{_shown(pictures, "confusion.png", "embedding.png")}{transfer_section(facts.get("transfer"))}## Use
 
 {_usage(config, repo_id)}
 
@@ -170,7 +161,7 @@ python scripts/train.py {name} --data-dir DATA --precision {environment["precisi
 Trained in {duration(facts["seconds"])} on {environment["hardware"]}, {environment["processes"]} process(es),
 {environment["precision"]}. Software: {software}.
 
-{_picture("training_curve.png", pictures)}## Limits and intended use
+{_shown(pictures, "training_curve.png")}## Limits and intended use
 
 For research and teaching on contrastive learning, as a starting point for fine-tuning, and as a baseline. It knows
 the {config["num_classes"]} classes of {info.title} at {info.size} x {info.size} pixels and nothing else: it will name
@@ -267,8 +258,8 @@ model = tcl_zoo.create_model("hf-hub:{place}", pretrained=True, sha256=sha256)
 ```"""
 
 
-def _picture(file: str, pictures: Collection[str]) -> str:
-    return f"![{_PICTURES[file]}]({file})\n\n" if file in pictures else ""
+def _shown(pictures: Collection[str], *files: str) -> str:
+    return "".join(f"![{_PICTURES[file]}]({file})\n\n" for file in files if file in pictures)
 
 
 def _values(recipe: dict[str, Any]) -> dict[str, Any]:
