@@ -42,7 +42,7 @@ _WHOLE = {
     "whitening_size": (1, 1_000_000), "sinkhorn_iterations": (1, 1000), "local_crops": (0, 1024),
     "local_size": (1, 1024),
 }  # fmt: skip
-_ABOVE_0 = ("teacher_temperature", "warmup_temperature", "sinkhorn_epsilon", "crop_split")
+_ABOVE_0 = ("teacher_temperature", "warmup_temperature", "sinkhorn_epsilon")
 _SHARES = ("ema_base", "ema_final", "center_momentum", "crop_split")
 
 
@@ -87,6 +87,8 @@ def _check_option(key: str, value: float, need: Any) -> None:
         need(whole, f"options.{key} must be a whole number from {least} to {most}, got {value}")
     if key in _ABOVE_0:
         need(value > 0, f"options.{key} must be above 0, got {value}")
+    if key == "crop_split":
+        need(value > 0.05, f"options.{key} must be above 0.05, the share that the smallest crop takes, got {value}")
     if key in _SHARES:
         need(value <= 1, f"options.{key} must be at most 1, got {value}")
 

@@ -141,6 +141,7 @@ def test_override_refuses(setting, message):
      ("swav", "options.sinkhorn_epsilon=0", "sinkhorn_epsilon must be above 0"),
      ("wmse", "options.whitening_size=0", "whitening_size must be a whole"),
      ("moco", "options.queue_size=1000000000000", "queue_size must be a whole number from 1 to 1000000"),
+     ("dino", "options.crop_split=0.05", "crop_split must be above 0.05"),
      ("byol", "options.ema_base=1.5", "ema_base must be at most 1"),
      ("dino", "options.teacher_temperature=0", "teacher_temperature must be above 0")],
 )  # fmt: skip
