@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .downstream import KNOWN, brings_weights, fit, input_cfg, load_known, open_data, open_model, own_name
+from .downstream import KNOWN, brings_weights, fit, load_known, open_data, open_model, own_name, resized
 from .errors import DataError
 from .features import features
 from .probe import knn_probe, linear_probe
@@ -107,7 +107,7 @@ def transfer(
             shown = own_name(model_name)
             place = None if model_name in own else weights_dir
             model = open_model(model_name, pretrained=pretrained, weights_dir=place, num_classes=0).to(device)
-            cfg = input_cfg(model, size=size)
+            cfg = resized(model, size=size)
             model.pretrained_cfg = cfg  # type: ignore[assignment]
             parts = fit(subset(train, used), cfg), fit(test, cfg)
             x, y = (features(model, part, device=device, desc=f"{shown} on {label}") for part in parts)

@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import TclZooError
@@ -65,6 +66,36 @@ def count(text: str) -> int:
     return int(text)
 
 
+def count_or_zero(text: str) -> int:
+    """An integer of at least 0, for argparse."""
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an integer from 0 on")
+    return int(text)
+
+
+def writable(*endings: str) -> Callable[[str], str]:
+    """The name of a file that can be written, for argparse: told before hours of measuring, not after.
+
+    Args:
+        *endings: of which it has to have one; any where none is given.
+    """
+
+    def file(text: str) -> str:
+        path = Path(text)
+        if endings and path.suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} does not end in {', '.join(endings)}")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is a folder")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} cannot be written: is {path.parent} a folder of yours?")
+        return text
+
+    return file
+
+
+picture = writable(".png", ".jpg", ".pdf", ".svg")
+
+
 def pixels(text: str) -> int:
     """The side of an image, 1 to 2048, for argparse."""
     if not re.fullmatch(r"[0-9]{1,4}", text.strip()) or not 1 <= int(text) <= 2048:
@@ -73,13 +104,13 @@ def pixels(text: str) -> int:
 
 
 def above_zero(text: str) -> float:
-    """A finite number above 0, for argparse."""
+    """A number above 0 that float32 can calculate with, for argparse."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
+    if not 1e-9 <= value <= 1e9:  # beyond, float32 overflows on the way
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0 (1e-9 to 1e9)")
     return value
 
 

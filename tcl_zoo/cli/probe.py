@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..recipes import recipe
-from ._common import OK, Add, above_zero, count, data_options, pixels, weights_option
+from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
 
 
 def register(add: Add) -> None:
@@ -34,8 +34,8 @@ def register(add: Add) -> None:
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
     several.add_argument("--seeds", type=count, metavar="N", help="draws of each number (default: 5)")
     several.add_argument("--test-images", type=count, metavar="N", help="measure on so many only")
-    several.add_argument("--csv", metavar="FILE", help="write every measurement")
-    several.add_argument("--picture", metavar="PNG", help="draw the linear probes")
+    several.add_argument("--csv", type=writable(), metavar="FILE", help="write every measurement")
+    several.add_argument("--picture", type=picture, metavar="PNG", help="draw the linear probes")
     sub.set_defaults(several=[action.dest for action in several._group_actions])
 
 
@@ -76,7 +76,8 @@ def _is_recipe(name: str) -> bool:
 
 
 def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
-    from ..transfer import SHOTS, picture, summarise, table, transfer, write_csv
+    from ..transfer import SHOTS, summarise, table, transfer, write_csv
+    from ..transfer import picture as draw
 
     scores = transfer(
         args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds or 5, C=args.C,
@@ -88,21 +89,21 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
     if args.csv:
         write_csv(scores, args.csv)
     if args.picture:
-        picture(summaries, args.picture)
+        draw(summaries, args.picture)
     return OK
 
 
 def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     import torch
 
-    from ..downstream import fit, input_cfg, load_known, open_model
+    from ..downstream import fit, load_known, open_model, resized
     from ..errors import DataError
     from ..probe import knn_probe, linear_probe
 
     model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    cfg = input_cfg(model, size=args.size)
+    cfg = resized(model, size=args.size)
     model.pretrained_cfg = cfg  # type: ignore[assignment]
     parts = (load_known(dataset, args.data_dir, split, args.download) for split in ("train", "test"))
     train, test = (fit(part, cfg) for part in parts)
