@@ -42,9 +42,7 @@ _MEANING = {
     "seed": "of initial weights, order and augmentation",
     "optimizer": "`lars`: SGD with eta 0.02, clipped, neither it nor the decay on biases and norms",
     "warmup_epochs": "epochs in which lr rises linearly",
-    **dict.fromkeys(
-        ("probe_epochs", "probe_lr", "probe_batch", "probe_augmentation"), "linear phase, protocol `thesis` only"
-    ),
+    **{f"probe_{key}": "linear phase, protocol `thesis` only" for key in ("epochs", "lr", "batch", "augmentation")},
 }
 _PICTURES = {
     "training_curve.png": "Training loss and learning rate by epoch",
@@ -128,6 +126,7 @@ def card(
     seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
+    transfer = transfer_section(facts.get("transfer"))
     text = f"""
 # {name}
 
@@ -142,7 +141,7 @@ Input: {gray}{info.size} x {info.size} pixels.
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
 epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-{_shown(pictures, "confusion.png", "embedding.png")}{transfer_section(facts.get("transfer"))}## Use
+{_shown(pictures, "confusion.png", "embedding.png")}{transfer}## Use
 
 {_usage(config, repo_id)}
 
