@@ -330,6 +330,18 @@ def test_out_of_memory_is_one_line_with_advice(short, digits, tmp_path, monkeypa
         train(plain, run_dir=tmp_path / "ce", split=digits, cpu=True)
 
 
+def test_fine_tuning_out_of_memory_names_its_own_option(tmp_path, monkeypatch):
+    from tcl_zoo.finetune import finetune
+    from tcl_zoo.finetune.tuner import Tuner
+
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tuner, "step", step)
+    with pytest.raises(TrainingError, match=r"64 images .*--batch-size 32 or --precision bf16"):
+        finetune("tcl_resnet20_digits", out=tmp_path / "run", dataset="digits", cpu=True, epochs=1, precision="fp32")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Three classes of eight noisy colour images of different sizes, streamed at 32 pixels."""
