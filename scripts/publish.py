@@ -28,7 +28,8 @@ def _parser() -> Parser:
     parser.add_argument("--all", action="store_true", help="every release of the index")
     parser.add_argument("--run-dir", metavar="DIR", help="build the release of this finished run of scripts/train.py")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
-    parser.add_argument("--out", default="model_cards", metavar="DIR", help="where release folders live")
+    parser.add_argument("--out", type=Path, default=index.MODEL_CARDS, metavar="DIR",
+                        help="where release folders live (default: model_cards of this checkout)")  # fmt: skip
     parser.add_argument("--no-index", action="store_true", help="neither read nor write tcl_zoo/index.json")
     parser.add_argument("--cards", action="store_true", help="write all cards again from their config.json; the index")
     parser.add_argument("--transfer", metavar="CSV", help="enter what tcl-zoo probe --csv wrote into the card of NAME")
@@ -68,7 +69,7 @@ def main() -> int:
     from tcl_zoo.publish import ReleaseCheckError, preview, publish
     from tcl_zoo.release import add_transfer, release, update_index
 
-    out, indexed = Path(args.out), not args.no_index
+    out, indexed = args.out, not args.no_index
     names = [args.name] if args.name else list(index.entries()) if args.all else []
     if args.run_dir:
         folder = release(args.run_dir, out, args.data_dir)

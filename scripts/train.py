@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tcl_zoo import recipe
-from tcl_zoo.cli import OK, STOPPED, Parser, guarded, seconds
+from tcl_zoo.cli import OK, STOPPED, Parser, count, count_or_zero, guarded, seconds
 from tcl_zoo.recipes import override
 
 
@@ -28,11 +28,17 @@ def main() -> int:
     parser.add_argument(
         "--time-limit", type=seconds, metavar="T", help="stop cleanly after 90s, 9m, 1h30m: exit code 3"
     )
-    parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of a streamed folder (default: 2)")
-    parser.add_argument("--gradient-accumulation-steps", type=int, default=1, metavar="N", help="ce only")
+    parser.add_argument(
+        "--workers",
+        type=count_or_zero,
+        default=2,
+        metavar="N",
+        help="DataLoader workers of a streamed folder (default: 2)",
+    )
+    parser.add_argument("--gradient-accumulation-steps", type=count, default=1, metavar="N", help="ce only")
     parser.add_argument("--log-with", choices=("tensorboard", "trackio", "wandb"), help="a tracker of accelerate's")
     parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the encoder's kernels")
-    parser.add_argument("--log-gradients", type=int, nargs="?", const=50, default=0, metavar="N",
+    parser.add_argument("--log-gradients", type=count, nargs="?", const=50, default=0, metavar="N",
                         help="write the gradient responses of every N-th step to gradients.jsonl (N: 50)")  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--protocol", default="cached", choices=("cached", "thesis", "none"),

@@ -1,7 +1,8 @@
 """tcl_zoo: encoders trained by tuned contrastive learning, supervised contrastive learning and cross-entropy.
 
-Importing this package is cheap: torch and timm load when they are first needed. The architectures register
-themselves with timm whenever timm is imported, before or after.
+Importing this package is cheap: torch and timm load when they are first needed, and so do the rooms of the package
+(``tcl_zoo.losses``, ``tcl_zoo.finetune`` ...). The architectures register themselves with timm whenever timm is
+imported, before or after.
 """
 
 from __future__ import annotations
@@ -36,11 +37,20 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if not name.startswith("_") and name in _rooms():
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_rooms()})
+
+
+def _rooms() -> set[str]:
+    """The public modules of this package."""
+    import pkgutil
+
+    return {module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"}
 
 
 _timm_hook.install()

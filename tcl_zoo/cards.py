@@ -10,6 +10,8 @@ from . import index
 from ._ssl_recipes import TITLES, unused_fields
 from .datasets import DATASETS
 from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
+from .progress import duration
+from .recipes import flat
 from .thesis import reported
 
 _OBJECTIVES = {
@@ -37,13 +39,10 @@ _MEANING = {
     "projector_dim": "dimensions of the embedding in which the loss compares",
     "augmentation": "policy of the training views",
     "crop_padding": "zero padding of the random crop, in pixels",
-    "probe_epochs": "linear phase, protocol `thesis` only",
-    "probe_lr": "linear phase, protocol `thesis` only",
-    "probe_batch": "linear phase, protocol `thesis` only",
     "seed": "of initial weights, order and augmentation",
     "optimizer": "`lars`: SGD with eta 0.02, clipped, neither it nor the decay on biases and norms",
     "warmup_epochs": "epochs in which lr rises linearly",
-    "probe_augmentation": "linear phase, protocol `thesis` only",
+    **{f"probe_{key}": "linear phase, protocol `thesis` only" for key in ("epochs", "lr", "batch", "augmentation")},
 }
 _PICTURES = {
     "training_curve.png": "Training loss and learning rate by epoch",
@@ -65,13 +64,6 @@ CITATION = """\
   year      = {2025},
   note      = {arXiv:2305.10675}
 }"""
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``7 min`` or ``2.3 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def metadata(config: dict[str, Any]) -> Any:
@@ -149,7 +141,7 @@ Input: {gray}{info.size} x {info.size} pixels.
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
 epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-{_picture("confusion.png", pictures)}{_picture("embedding.png", pictures)}{transfer}## Use
+{_shown(pictures, "confusion.png", "embedding.png")}{transfer}## Use
 
 {_usage(config, repo_id)}
 
@@ -168,7 +160,7 @@ python scripts/train.py {name} --data-dir DATA --precision {environment["precisi
 Trained in {duration(facts["seconds"])} on {environment["hardware"]}, {environment["processes"]} process(es),
 {environment["precision"]}. Software: {software}.
 
-{_picture("training_curve.png", pictures)}## Limits and intended use
+{_shown(pictures, "training_curve.png")}## Limits and intended use
 
 For research and teaching on contrastive learning, as a starting point for fine-tuning, and as a baseline. It knows
 the {config["num_classes"]} classes of {info.title} at {info.size} x {info.size} pixels and nothing else: it will name
@@ -265,15 +257,14 @@ model = tcl_zoo.create_model("hf-hub:{place}", pretrained=True, sha256=sha256)
 ```"""
 
 
-def _picture(file: str, pictures: Collection[str]) -> str:
-    return f"![{_PICTURES[file]}]({file})\n\n" if file in pictures else ""
+def _shown(pictures: Collection[str], *files: str) -> str:
+    return "".join(f"![{_PICTURES[file]}]({file})\n\n" for file in files if file in pictures)
 
 
 def _values(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe as a card shows it: what its name says already, and what its objective does not use, left out."""
-    hidden = {"name", "objective", "encoder", "dataset", "variant", "options"} | unused_fields(recipe["objective"])
-    shown = {key: value for key, value in recipe.items() if key not in hidden and value != ""}
-    return shown | {f"options.{key}": value for key, value in recipe.get("options", {}).items()}
+    hidden = {"name", "objective", "encoder", "dataset", "variant"} | unused_fields(recipe["objective"])
+    return {key: value for key, value in flat(recipe).items() if key not in hidden and value != ""}
 
 
 def _classes(config: dict[str, Any]) -> str:

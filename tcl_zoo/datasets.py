@@ -8,10 +8,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import math
 import os
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 
 from .errors import DataError
-from .outside import expanded
+from .outside import bounded, expanded
 from .splits import FolderSplit, Split, holdout, loader, subfolders, why
 
 __all__ = ["DATASETS", "DatasetInfo", "FolderSplit", "Split", "class_names", "holdout", "load", "loader"]
@@ -143,38 +141,13 @@ def _digits(info: DatasetInfo, split: str) -> Split:
 
 def _npz(info: DatasetInfo, path: Path, split: str) -> Split:
     try:
-        _bounded(path, (f"x_{split}", f"y_{split}"), _MAX_IMAGES * max(8, info.size**2 * info.channels))
+        bounded(path, (f"x_{split}", f"y_{split}"), _MAX_IMAGES * max(8, info.size**2 * info.channels))
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive[f"x_{split}"], archive[f"y_{split}"]
     except Exception as error:  # a damaged archive raises whatever its first bad byte meets
         wanted = f"cannot read x_{split} and y_{split} of {path}"
         raise DataError(f"{wanted}: {why(error)}; replace or delete the file") from error
     return _checked(info, images, labels, path)
-
-
-def _bounded(path: Path, keys: Sequence[str], most: int) -> None:
-    """Looks at the heads of arrays in an archive: a few packed kilobytes may unpack to more than the memory has.
-
-    Raises:
-        ValueError: an array that would take more than ``most`` bytes, or a member that is none.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.filename.removesuffix(".npy") not in keys:
-                continue
-            with archive.open(member) as file:
-                start = file.read(12)
-                wide = start[6:7] != b"\1"
-                length = int.from_bytes(start[8 : 12 if wide else 10], "little")
-                if start[:6] != b"\x93NUMPY" or length > 10_000:
-                    raise ValueError(f"{member.filename} is no array")
-            with archive.open(member) as file:
-                np.lib.format.read_magic(file)
-                head = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
-                shape, _, dtype = head(file)
-            size = math.prod(shape) * dtype.itemsize
-            if size > most:
-                raise ValueError(f"{member.filename} would take {size / 1e9:,.1f} GB")
 
 
 def _torchvision(info: DatasetInfo, root: Path, split: str, download: bool) -> Split:

@@ -10,11 +10,11 @@ from pathlib import Path
 import timm
 import torch
 
-from .cards import duration
 from .datasets import load
 from .evaluate import evaluate_run
 from .models import create_model, pretrained_cfg
 from .probe import linear_probe
+from .progress import duration
 from .recipes import DATA, recipe
 from .release import release
 from .train import train

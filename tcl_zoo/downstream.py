@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .datasets import DATASETS, load
-from .errors import DataError, RecipeError
+from .errors import DataError, RecipeError, WeightsError
 from .evaluate import load_run
 from .extras import EXTRAS, load_extra
 from .models import create_model, pretrained_cfg
@@ -162,13 +162,15 @@ def open_model(
 
     Raises:
         RecipeError: unknown name.
-        WeightsError: no weights.
+        WeightsError: no weights, or a ``weights_dir`` beside a name that brings its own.
     """
     import timm
 
+    if pretrained and weights_dir is not None and brings_weights(name):
+        raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
     if (run := run_folder(name)) is not None:
         return _from_run(run, pretrained, timm_kwargs)
-    known = timm.is_model(name.partition(".")[0])  # of several models with one weights_dir, some may be timm's
+    known = timm.is_model(name.partition(".")[0])
     name, weights_dir = by_path(name, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir:
         return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
@@ -182,6 +184,13 @@ def open_model(
     if not pretrained:
         model.pretrained_cfg = {**model.pretrained_cfg, **pretrained_cfg(dataset)}  # type: ignore[assignment,dict-item]
     return model
+
+
+def brings_weights(name: str) -> bool:
+    """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
+    import timm
+
+    return run_folder(name) is not None or timm.is_model(name.partition(".")[0])
 
 
 def run_folder(name: str) -> Path | None:
@@ -220,6 +229,25 @@ def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.
         load_pretrained(model, with_state, num_classes=0, in_chans=kwargs["in_chans"], strict=False)
     model.pretrained_cfg = {**cfg, "architecture": trained.architecture}
     return model
+
+
+def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
+    """:func:`input_cfg`; a model with position embeddings is fitted to the size.
+
+    Raises:
+        WeightsError: a model that takes its own size only.
+    """
+    own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    if size and size != own["input_size"][-1]:
+        try:
+            if hasattr(model, "set_input_size"):
+                model.set_input_size(img_size=size)  # type: ignore[operator]
+            elif own.get("fixed_input_size"):
+                raise ValueError("its size is fixed")
+        except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+            problem = f"the model takes images of {own['input_size'][-1]} pixels, not of {size}"
+            raise WeightsError(f"{problem} ({str(error).splitlines()[0]}); leave the size out") from None
+    return input_cfg(model, channels, size)
 
 
 def input_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .outside import ARCHITECTURES, MAX_WEIGHTS_BYTES, SHA256, cfg_complaint, pa
 
 _PACKAGE = Path(__file__).resolve().parent
 INDEX_FILE = _PACKAGE / "index.json"
+MODEL_CARDS = _PACKAGE.parent / "model_cards"  # of the checkout, wherever a command is run
 _MAX_BYTES = 20_000_000
 _NAME = re.compile(r"(?=.{1,120}$)[a-z]+(_[a-z0-9]+){2,3}(\.[a-z0-9]+)?")
 _REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -1,16 +1,18 @@
 """What comes from outside: files of a known kind and a known size at most, and release configurations, checked.
 
-Standard library only. Nothing is read that is no regular file or that is larger than what it stands for can be; a
-configuration may set nothing but the values this zoo writes.
+Standard library only, and numpy where an array is looked at. Nothing is read that is no regular file or that is larger
+than what it stands for can be; a configuration may set nothing but the values this zoo writes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,33 @@ def parsed(data: bytes) -> Any:
         return json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def bounded(path: Path, keys: Sequence[str], most: int) -> None:
+    """Looks at the heads of arrays in an archive: a few packed kilobytes may unpack to more than the memory has.
+
+    Raises:
+        ValueError: an array that would take more than ``most`` bytes, or a member that is none.
+    """
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.removesuffix(".npy") not in keys:
+                continue
+            with archive.open(member) as file:
+                start = file.read(12)
+                wide = start[6:7] != b"\1"
+                length = int.from_bytes(start[8 : 12 if wide else 10], "little")
+                if start[:6] != b"\x93NUMPY" or length > 10_000:
+                    raise ValueError(f"{member.filename} is no array")
+            with archive.open(member) as file:
+                np.lib.format.read_magic(file)
+                head = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+                shape, _, dtype = head(file)
+            size = math.prod(shape) * dtype.itemsize
+            if size > most:
+                raise ValueError(f"{member.filename} would take {size / 1e6:,.0f} MB")
 
 
 def complaint(config: Any, fetched: bool = False) -> str:

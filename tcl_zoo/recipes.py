@@ -30,40 +30,16 @@ from typing import Any
 
 from ._ssl_recipes import SELF_SUPERVISED, ssl_fields, ssl_variants
 from ._supervised_recipes import DATA, PROJECTOR_DIMS, VIEWS, supervised_fields, supervised_variants
+from ._validation import AUGMENTATIONS, OPTIMIZERS, check
 from .errors import RecipeError
 
 __all__ = [
     "AUGMENTATIONS", "DATA", "ENCODERS", "OBJECTIVES", "OPTIMIZERS", "PROJECTOR_DIMS", "SELF_SUPERVISED", "VIEWS",
-    "Recipe", "from_dict", "names", "nearest", "override", "recipe",
+    "Recipe", "flat", "from_dict", "names", "nearest", "override", "recipe",
 ]  # fmt: skip
 
 OBJECTIVES = ("tcl", "supcon", "ce", *SELF_SUPERVISED)
-OPTIMIZERS = ("sgd", "lars", "adam")
 ENCODERS = ("resnet20", "resnet18", "resnet34", "resnet50", "resnet101")
-AUGMENTATIONS = (
-    "autoaugment_thesis",
-    "autoaugment",
-    "simaugment",
-    "simaugment_blur",
-    "symmetric",
-    "symmetric_weak",
-    "asymmetric",
-    "asymmetric_blur",
-    "ressl",
-    "vicreg",
-    "vicreg_blur",
-    "wmse",
-    "wmse_blur",
-    "crop_flip",
-    "crop",
-    "resized_crop_flip",
-    "none",
-)
-# Beyond these nothing of this kind can be meant, and numbers without end would exhaust the memory.
-_MOST = {
-    "epochs": 99_999, "views": 1024, "batch_views": 1_000_000, "projector_hidden": 65_536, "projector_dim": 65_536,
-    "crop_padding": 256, "probe_epochs": 99_999, "probe_batch": 1_000_000, "seed": 2**32 - 1,
-}  # fmt: skip
 _IDENTITY = ("name", "objective", "encoder", "dataset", "variant")
 
 
@@ -124,39 +100,7 @@ class Recipe:
     options: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        def need(ok: bool, what: str) -> None:
-            if not ok:
-                raise RecipeError(f"{self.name}: {what}")
-
-        for key in ("epochs", "views", "batch_views", "projector_dim", "probe_epochs", "probe_batch"):
-            need(getattr(self, key) >= 1, f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("projector_hidden", "crop_padding", "seed"):
-            need(getattr(self, key) >= 0, f"{key} must not be negative, got {getattr(self, key)}")
-        for key, most in _MOST.items():
-            need(getattr(self, key) <= most, f"{key} must be at most {most}")
-        for key in ("lr", "probe_lr", "temperature", "k2"):
-            value = getattr(self, key)
-            need(math.isfinite(value) and value > 0, f"{key} must be finite and above 0, got {value}")
-        for key in ("k1", "weight_decay"):
-            value = getattr(self, key)
-            need(math.isfinite(value) and value >= 0, f"{key} must be finite and at least 0, got {value}")
-        need(0 <= self.momentum < 1, f"momentum must lie in [0, 1), got {self.momentum}")
-        need(0 <= self.lr_min_factor <= 1, f"lr_min_factor must lie in [0, 1], got {self.lr_min_factor}")
-        for policy in (self.augmentation, self.probe_augmentation or "none"):
-            need(policy in AUGMENTATIONS, f"unknown augmentation {policy!r}; known: {', '.join(AUGMENTATIONS)}")
-        need(self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
-        need(
-            0 <= self.warmup_epochs < self.epochs,
-            f"warmup_epochs ({self.warmup_epochs}) must lie below epochs ({self.epochs}); set both",
-        )
-        for key, value in self.options.items():
-            need(math.isfinite(value) and value >= 0, f"options.{key} must be finite and at least 0, got {value}")
-        need(
-            self.batch_views % self.views == 0,
-            f"batch_views ({self.batch_views}) must be a multiple of views ({self.views})",
-        )
-        if self.contrastive:
-            need(self.batch_views >= 2, "a contrastive step needs at least 2 views")
+        check(vars(self))
 
     @property
     def contrastive(self) -> bool:
@@ -188,6 +132,12 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""
         return dataclasses.asdict(self)
+
+
+def flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of :meth:`Recipe.to_dict` in one level, as ``--set`` takes them: its options are ``options.KEY``."""
+    options = {f"options.{key}": value for key, value in fields.get("options", {}).items()}
+    return {key: value for key, value in fields.items() if key != "options"} | options
 
 
 def _base(objective: str, encoder: str, dataset: str) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def release(
         The release folder; an older one of the same name is replaced at the end.
 
     Raises:
-        TrainingError: not finished, not evaluated, or trained by other values than the recipe of its name.
+        TrainingError: not finished, not evaluated, without the metrics of its epochs, or trained by other values than
+            the recipe of its name.
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     trained, model = load_run(run_dir)
@@ -67,6 +68,9 @@ def release(
     environment = _read(run_dir / "environment.json", "not finished")
     settings = read_recipe_file(run_dir / "recipe.json")["settings"]
     metrics = Run(run_dir, trained, settings).metrics()
+    if len(metrics) < trained.epochs:
+        have = f"{len(metrics)} of {trained.epochs} epochs"
+        raise TrainingError(f"{run_dir}/metrics.jsonl is missing or cut: it has {have}; put it back, or train again")
     parameters = sum(p.numel() for p in model.parameters())
     dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
     state = {k: cast(v, dtype) for k, v in model.state_dict().items()}
@@ -147,8 +151,8 @@ def _same_recipe(trained: Recipe) -> None:
 
 def _read(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        loaded = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise TrainingError(f"{path.parent} is {otherwise}: run scripts/train.py on it again") from None
     return loaded
 
@@ -205,18 +209,22 @@ def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
 
 
 def update_index(
-    model_cards: str | os.PathLike[str] = "model_cards", *, cards: bool = False
+    model_cards: str | os.PathLike[str] = index.MODEL_CARDS, *, cards: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Regenerates ``tcl_zoo/index.json`` and ``model_cards/README.md`` from the release folders.
+    """Enters release folders into ``tcl_zoo/index.json`` and writes their table, ``README.md`` beside them.
 
-    What a publication wrote (``repo_id``, ``revision``) is kept while the weights and their configuration are the same.
+    Names without a folder here stay as they are: the index is what their weights are trusted by. What a publication
+    wrote (``repo_id``, ``revision``) is kept while the weights and their configuration are the same.
 
     Args:
-        model_cards: where the release folders are.
+        model_cards: where the release folders are; the checkout's.
         cards: write their ``README.md`` again, too.
+
+    Returns:
+        The entries of all names.
     """
     old = index.entries()
-    entries: dict[str, dict[str, Any]] = {}
+    entries = dict(old)
     folders = {p.parent.name: p.parent for p in sorted(Path(model_cards).glob(f"*/{CONFIG_FILE}"))}
     configs = {name: read_config(folder) for name, folder in folders.items()}
     for name, config in configs.items():
@@ -231,6 +239,7 @@ def update_index(
         entries[name] = entry
         if cards:
             write_card(folders[name], published.get("repo_id"))
+    entries = dict(sorted(entries.items()))
     _write_index(entries)
     table = zoo_table(configs)
     write_atomically(Path(model_cards) / CARD_FILE, lambda part: part.write_text(table, encoding="utf-8"))

@@ -104,7 +104,7 @@ class Run:
         recipe_file = self.folder / "recipe.json"
         with writing(self.folder):
             if not recipe_file.exists() and self.folder.exists() and self._foreign():
-                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another --run-dir")
+                raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another")
             if recipe_file.exists():
                 self._compare(recipe_file, settings)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -134,8 +134,9 @@ class Run:
             if theirs.get(key) != ours.get(key)
         ]
         if differing:
+            name = theirs.get("name") or theirs.get("model")
             raise TrainingError(
-                f"{self.folder} holds a run of {theirs.get('name')} with other values: {', '.join(differing[:4])}; "
+                f"{self.folder} holds a run of {name} with other values: {', '.join(differing[:4])}; "
                 "choose another run folder, or give the same values to go on"
             )
 

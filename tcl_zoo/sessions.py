@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +65,26 @@ def create_accelerator(
         )  # fmt: skip
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate refuses these settings: {error}") from None
+
+
+@contextlib.contextmanager
+def within_memory(accelerator: Accelerator, batch: str, *ways: str) -> Iterator[None]:
+    """A step that needs more memory than there is becomes a ``TrainingError`` that says what to change.
+
+    Args:
+        accelerator: of the training.
+        batch: what a step holds: ``128 views``.
+        ways: options that make it need less.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        ways = (*ways, "--precision bf16") if accelerator.mixed_precision == "no" else ways
+        raise TrainingError(
+            f"a step of {batch} does not fit into the memory of {accelerator.device}; try {' or '.join(ways)}"
+        ) from None
 
 
 def resume(trainer: Resumable, run: Run) -> None:

@@ -20,9 +20,9 @@ from .datasets import FolderSplit, Split, load
 from .errors import TrainingError
 from .processes import naming_the_lost
 from .progress import progress
-from .recipes import Recipe
+from .recipes import Recipe, flat
 from .runs import Run, save_module, write_json
-from .sessions import checkpoint, create_accelerator, environment, resume
+from .sessions import checkpoint, create_accelerator, environment, resume, within_memory
 from .stopping import Stop, agreed
 from .trainer import Trainer
 
@@ -106,7 +106,9 @@ def train(
         trainer.gradients = GradientLog(
             run_dir / "gradients.jsonl", trainer.network, log_gradients, accelerator.is_main_process
         )
-    with naming_the_lost():
+    smaller = [f"--set batch_views={recipe.views * max(1, recipe.batch_images // 2)}"]
+    smaller += [] if recipe.contrastive else [f"--gradient-accumulation-steps {2 * gradient_accumulation_steps}"]
+    with naming_the_lost(), within_memory(accelerator, f"{recipe.batch_views} views", *smaller):
         with accelerator.main_process_first():
             settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
             run = Run(run_dir, recipe, settings, hold=accelerator.is_main_process)
@@ -115,7 +117,7 @@ def train(
             if trainer.gradients:
                 trainer.gradients.rewind(trainer.steps_done())
             if log_with:
-                accelerator.init_trackers("tcl_zoo", config=recipe.to_dict())
+                accelerator.init_trackers("tcl_zoo", config=flat(recipe.to_dict()))
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
             with stop.signals():
                 finished = _epochs(trainer, run, stop)

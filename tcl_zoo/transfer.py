@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .downstream import KNOWN, fit, input_cfg, load_known, open_data, open_model, own_name
+from .downstream import KNOWN, brings_weights, fit, load_known, open_data, open_model, own_name, resized
 from .errors import DataError
 from .features import features
 from .probe import knn_probe, linear_probe
@@ -92,6 +92,8 @@ def transfer(
     """
     if min(shots, default=-1) < 0 or seeds < 1 or not models or not datasets:
         raise DataError("images per class and draws are positive numbers, and there is a model and a data set at least")
+    own = {name for name in models if brings_weights(name)}
+    own = own if len(own) < len(set(models)) else set()  # a weights_dir for none of them is refused by open_model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scores: list[Score] = []
     for name in datasets:
@@ -103,8 +105,9 @@ def transfer(
         label = name if name in KNOWN else Path(name).resolve().name
         for model_name in models:
             shown = own_name(model_name)
-            model = open_model(model_name, pretrained=pretrained, weights_dir=weights_dir, num_classes=0).to(device)
-            cfg = input_cfg(model, size=size)
+            place = None if model_name in own else weights_dir
+            model = open_model(model_name, pretrained=pretrained, weights_dir=place, num_classes=0).to(device)
+            cfg = resized(model, size=size)
             model.pretrained_cfg = cfg  # type: ignore[assignment]
             parts = fit(subset(train, used), cfg), fit(test, cfg)
             x, y = (features(model, part, device=device, desc=f"{shown} on {label}") for part in parts)

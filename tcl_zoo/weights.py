@@ -145,7 +145,7 @@ def locate(
         released = index.entries()
         near = nearest(name, released) or f"; released: {', '.join(released) or 'none yet'}"
         raise WeightsError(
-            f"{name} has no released weights{near}. To train it: python scripts/train.py {name} --data-dir DATA"
+            f"{name} has no released weights; to train it: python scripts/train.py {name} --data-dir DATA{near}"
         )
     # Another revision may describe the same weights otherwise: its config.json is not the one the index knows.
     config_sha256 = entry.get("config_sha256") if revision in (None, entry.get("revision")) else None

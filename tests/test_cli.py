@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tcl_zoo import cli
 
@@ -92,6 +93,32 @@ def test_probe(capsys, released):
         (["probe", "tcl_resnet99_digits"], "unknown model name"),
         (["probe", "resnet18", "--random"], "--dataset is needed"),
         (["probe", "tcl_resnet20_digits", "--shots", "0"], "neither a number of images nor all"),
+        (["probe", NAME, "--csv", "/nowhere/a.csv"], "'/nowhere/a.csv' cannot be written"),
+        (["probe", NAME, "--picture", "a.xyz"], "'a.xyz' does not end in .png"),
+        (["probe", NAME, "--picture", "/tmp"], "'/tmp' does not end in .png"),
+        (["probe", NAME, "--csv", "/tmp"], "'/tmp' is a folder"),
+        (["probe", NAME, "--C", "1e-300"], "'1e-300' is not a number above 0 (1e-9 to 1e9)"),
+        (["verify", NAME, "--confusion", "a.xyz"], "'a.xyz' does not end in .png"),
+        (["embed", NAME, "a.png", "--out", "a.npz", "--picture", "a.jpg"], "'a.jpg' does not end in .png"),
+        (["finetune", NAME, "--data-dir", "photos", "--workers", "-3"], "'-3' is not an integer from 0 on"),
+        (["probe", NAME, "resnet18", "--dataset", "digits", "--protocol", "thesis"], "leave it out"),
+        (["probe", "tcl_resnet20_digits", "--protocol", "thesis", "--seeds", "3"], "leave it out"),
+        (["probe", "tcl_resnet20_digits", "--protocol", "thesis", "--csv", "a.csv"], "leave it out"),
+        (["probe", "tcl_resnet20_digits", "--size", "-1"], "is not a number of pixels from 1 to 2048"),
+        (["probe", "tcl_resnet20_digits", "--test-images", "-1"], "is not an integer from 1 on"),
+        (["probe", "resnet20_cifar", "--dataset", "digits", "--weights-dir", "/nowhere"], "brings its own weights"),
+        (
+            ["probe", "resnet20_cifar", "--dataset", "digits", "--shots", "1", "--weights-dir", "/nowhere"],
+            "brings its own weights",
+        ),
+        (
+            ["finetune", "resnet20_cifar", "--dataset", "digits", "--weights-dir", "/nowhere", "--out", "/nowhere/run"],
+            "brings its own weights",
+        ),
+        (["predict", "tcl_resnet20_digits", "x.png", "--device", "banana"], "'banana' cannot be used here"),
+        (["predict", "tcl_resnet20_digits", "x.png", "--device", "meta"], "'meta' cannot be used here"),
+        (["predict", "tcl_resnet20_digits", "x.png", "--device", "cuda:99"], "'cuda:99' cannot be used here"),
+        (["embed", "tcl_resnet20_digits", "x.png", "--out", "x.npz", "--device", "banana"], "cannot be used here"),
         (["finetune", "tcl_resnet20_digits", "--freeze", "some"], "neither a number of epochs nor all"),
         (["finetune", "tcl_resnet20_digits"], "pass --data-dir FOLDER, or --dataset"),
         (["frobnicate"], "invalid choice"),
@@ -101,6 +128,23 @@ def test_probe(capsys, released):
 def test_wrong_use(capsys, args, message):
     code, _, err = run(capsys, *args)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("option", "images"), [(["--seeds", "1"], 360), (["--test-images", "100"], 100)])
+def test_probe_of_one_model_compares_where_it_is_asked_to(capsys, released, monkeypatch, option, images):
+    """What only a comparison knows is not dropped: draws of few images, or fewer test images."""
+    monkeypatch.setattr("tcl_zoo.transfer.SHOTS", (1, 0))
+    code, out, _ = run(capsys, "probe", NAME, "--weights-dir", str(released), "--device", "cpu", *option)
+    assert code == 0 and f"of {images} test images by training images per class" in out
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory\nmore")])
+def test_out_of_memory_anywhere_is_one_line(capsys, error):
+    def fail():
+        raise error
+
+    assert cli.guarded(fail) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory")
 
 
 @pytest.mark.parametrize("path", sorted(p.name for p in (ROOT / "scripts").glob("*.py")))
@@ -121,6 +165,9 @@ def test_commands_have_help_with_an_example(capsys, command):
         (["tcl_resnet20_digit"], "did you mean tcl_resnet20_digits"),
         (["tcl_resnet20_digits", "--set", "epoch=3"], "did you mean epochs"),
         (["tcl_resnet20_digits", "--set", "k1=-3"], "k1 must be finite and at least 0"),
+        (["tcl_resnet20_digits", "--workers", "-1"], "is not an integer from 0 on"),
+        (["tcl_resnet20_digits", "--log-gradients", "-5"], "is not an integer from 1 on"),
+        (["byol_resnet20_digits", "--set", "views=3"], "compares two views"),
         (["tcl_resnet20_digits", "--time-limit", "soon"], "is not a time"),
         (["tcl_resnet20_cifar10", "--data-dir", "/nowhere"], "cifar10 not found under /nowhere"),
         (["tcl_resnet20_digits", "--gradient-accumulation-steps", "2"], "its own negatives"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -179,6 +180,42 @@ def test_files_of_something_else_are_refused(tmp_path, paths):
     for name in ("other.npz", "text.npz", "cut.npz", "missing.npz"):
         with pytest.raises(DataError, match=name):
             files.read_meta(tmp_path / name)
+
+
+def test_what_unpacks_to_more_than_it_can_be_is_refused_unread(tmp_path):
+    """Some kilobytes that claim, and hold, hundreds of megabytes: told by the heads of the arrays, at no cost."""
+    meta = json.dumps({**META, "note": "x"})
+
+    def bomb(name: str, **arrays: np.ndarray) -> Path:
+        np.savez_compressed(tmp_path / name, **{"paths": np.array(["a"]), "meta": np.array(meta), **arrays})
+        assert (tmp_path / name).stat().st_size < 500_000
+        return tmp_path / name
+
+    rows = np.zeros((1, DIM), np.float32)
+    bombs = {
+        bomb("meta.npz", embeddings=rows, meta=np.array(meta.ljust(40_000_000))): files.read_meta,
+        bomb("path.npz", embeddings=rows, paths=np.array(["a".ljust(40_000_000)])): lambda file: list(
+            files.chunks(file)
+        ),
+        bomb("list.npz", embeddings=rows, meta=np.array("[" * 200_000)): files.read_meta,
+        bomb("none.npz", embeddings=rows, meta=np.array("[]")): files.read_meta,
+    }
+    for file, read in bombs.items():
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError, match=f"{file.name} is not a whole file of embeddings"):
+                read(file)
+            assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_long_names_are_read_in_small_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MOST_BYTES", 5000)
+    names = [f"{i}".rjust(200) for i in range(20)]  # 800 bytes each as numpy keeps them
+    meta = np.array(json.dumps(META))
+    np.savez(tmp_path / "a.npz", paths=names, embeddings=np.zeros((20, DIM), np.float32), meta=meta)
+    assert [len(part) for part, _ in files.chunks(tmp_path / "a.npz")] == [6, 6, 6, 2]
 
 
 def test_a_flipped_byte_is_noticed(tmp_path, paths):

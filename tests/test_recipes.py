@@ -8,7 +8,7 @@ import pytest
 
 from tcl_zoo.datasets import DATASETS
 from tcl_zoo.errors import RecipeError
-from tcl_zoo.recipes import DATA, from_dict, names, override, recipe
+from tcl_zoo.recipes import DATA, flat, from_dict, names, override, recipe
 from tcl_zoo.thesis import REPORTED, reported
 
 # dataset: encoder, views per step, lr SupCon, lr TCL, k1
@@ -126,6 +126,43 @@ def test_override():
 def test_override_refuses(setting, message):
     with pytest.raises(RecipeError, match=message):
         override(recipe("tcl_resnet20_digits"), [setting])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [("byol", "views=3 batch_views=384", "byol compares two views"),
+     ("barlow", "views=1", "barlow compares two views"),
+     ("tcl_ssl", "views=1", "views must be at least 2"), ("dino", "views=1", "views must be at least 2"),
+     ("simsiam", "batch_views=2", "a step needs 2 images"), ("byol", "projector_hidden=0", "projector_hidden must be"),
+     ("moco", "options.queue_size=0", "queue_size must be a whole number from 1"),
+     ("byol", "options.predictor_hidden=0", "predictor_hidden must be a whole"),
+     ("swav", "options.prototypes=0", "prototypes must be a whole"),
+     ("swav", "options.sinkhorn_iterations=0", "sinkhorn_iterations must be a whole"),
+     ("swav", "options.sinkhorn_epsilon=0", "sinkhorn_epsilon must be above 0"),
+     ("wmse", "options.whitening_size=0", "whitening_size must be a whole"),
+     ("moco", "options.queue_size=1000000000000", "queue_size must be a whole number from 1 to 1000000"),
+     ("dino", "options.crop_split=0.05", "crop_split must be above 0.05"),
+     ("byol", "options.ema_base=1.5", "ema_base must be at most 1"),
+     ("dino", "options.teacher_temperature=0", "teacher_temperature must be above 0")],
+)  # fmt: skip
+def test_what_cannot_work_without_labels_is_refused(name, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        override(recipe(f"{name}_resnet20_digits"), settings.split())
+
+
+def test_half_an_option_is_refused():
+    fields = recipe("moco_resnet20_digits").to_dict()
+    with pytest.raises(RecipeError, match="queue_size must be a whole number"):
+        from_dict({**fields, "options": {**fields["options"], "queue_size": 2.5}})
+    assert override(recipe("swav_resnet20_digits"), ["views=3", "batch_views=384"]).views == 3
+
+
+def test_flat_fields_are_those_of_set():
+    fields = flat(recipe("byol_resnet20_digits").to_dict())
+    assert fields["options.ema_base"] == recipe("byol_resnet20_digits").options["ema_base"]
+    assert all(isinstance(value, (int, float, str)) for value in fields.values()) and "options" not in fields
+    again = [f"{k}={v}" for k, v in fields.items() if k not in ("name", "objective", "encoder", "dataset", "variant")]
+    assert override(recipe("byol_resnet20_digits"), again) == recipe("byol_resnet20_digits")
 
 
 # Table 5.2, typed out from the SPEC: method: CIFAR-10, CIFAR-100, ImageNet-100.

@@ -173,6 +173,31 @@ def test_index_forgets_a_publication_of_something_else(released, copy, monkeypat
         index.entries.cache_clear()
 
 
+def test_index_keeps_names_that_are_elsewhere(copy, monkeypatch):
+    """A release built into another folder enters the index; the names that are not in it lose nothing."""
+    before = {**index.entries()}
+    before["tcl_resnet20_digits"] = {**before["tcl_resnet20_digits"], "repo_id": "me/mine", "revision": "0" * 40}
+    (copy / "index.json").write_text(json.dumps(before))
+    monkeypatch.setattr(index, "INDEX_FILE", copy / "index.json")
+    index.entries.cache_clear()
+    try:
+        assert list(update_index(copy)) == sorted([*before, NAME])
+        assert {name: entry for name, entry in index.entries().items() if name != NAME} == before
+        assert NAME in (copy / "README.md").read_text()
+    finally:
+        index.entries.cache_clear()
+
+
+def test_publish_goes_by_the_checkout_from_any_folder(tmp_path):
+    import subprocess
+    import sys
+
+    script = Path(__file__).resolve().parent.parent / "scripts" / "publish.py"
+    args = [sys.executable, script, "tcl_resnet20_digits", "--dry-run"]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "bytes in all" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(("classes", "n"), [(10, 60), (100, 3000)])
 def test_pictures_are_drawn(tmp_path, classes, n):
     """Of ten classes and of a hundred, and of a curve with a single epoch: 800 pixels wide and not blank."""
@@ -375,6 +400,14 @@ def test_release_refuses(released, tmp_path):
         release(run, tmp_path / "out")
     stored["recipe"]["lr"] = 0.1
     (run / "recipe.json").write_text(json.dumps(stored))
+    metrics = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(TrainingError, match=r"metrics.jsonl is missing or cut: it has 0 of 1 epochs"):
+        release(run, tmp_path / "out")
+    (run / "metrics.jsonl").write_text(metrics)
+    (run / "results.json").write_text("3")
+    with pytest.raises(TrainingError, match="not evaluated"):
+        release(run, tmp_path / "out")
     (run / "results.json").unlink()
     with pytest.raises(TrainingError, match="not evaluated"):
         release(run, tmp_path / "out")

@@ -19,13 +19,14 @@ from PIL import Image
 from tcl_zoo import train as train_module
 from tcl_zoo.datasets import FolderSplit
 from tcl_zoo.errors import RecipeError, TrainingError
+from tcl_zoo.progress import duration
 from tcl_zoo.recipes import recipe
 from tcl_zoo.reproduce.grids import GRIDS
 from tcl_zoo.reproduce.overview import write_overview
-from tcl_zoo.reproduce.plan import Plan, duration
+from tcl_zoo.reproduce.plan import Plan
 from tcl_zoo.reproduce.results import interval, render, verdict
 from tcl_zoo.reproduce.runner import Store, checked_shard, rates, run_all, seconds_left, shard
-from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, moved, scaled, subset
+from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, balanced, moved, scaled
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPERVISED = [name for name in GRIDS if name != "table-5.2"]
@@ -171,13 +172,13 @@ def test_a_table_of_data_sets_keeps_them():
 
 
 def test_subsets_are_balanced_and_always_the_same(digits):
-    small = subset(digits, 100)
+    small = balanced(digits, 100)
     assert len(small) == 100 and len(small.images) == 100
     counts, whole = torch.bincount(small.labels), torch.bincount(digits.labels)
     assert (counts - 100 * whole / len(digits)).abs().max() <= 1
-    again = subset(digits, 100)
+    again = balanced(digits, 100)
     assert torch.equal(small.images, again.images) and torch.equal(small.labels, again.labels)
-    assert subset(digits, 10_000) is digits
+    assert balanced(digits, 10_000) is digits
 
 
 def test_a_streamed_folder_has_subsets_too(tmp_path):
@@ -186,7 +187,7 @@ def test_a_streamed_folder_has_subsets_too(tmp_path):
         for i in range(6):
             Image.fromarray(np.full((8, 8, 3), colour + i, np.uint8)).save(tmp_path / name / f"{i}.png")
     whole = FolderSplit(tmp_path, size=8)
-    small = subset(whole, 4)
+    small = balanced(whole, 4)
     assert len(small) == len(small.files) == 4 and len(whole) == 12
     assert [file.split("/")[0] for file in small.files] == ["ant", "ant", "bee", "bee"]
     assert small.labels.tolist() == [small[i][1] for i in range(4)] == [0, 0, 1, 1]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tcl_zoo import sessions
 from tcl_zoo import train as train_module
 from tcl_zoo.augment import MultiCrop
 from tcl_zoo.batches import Batches
@@ -280,6 +281,65 @@ def test_missing_tracker(short, digits, tmp_path):
     with pytest.raises(TrainingError, match="clearml is not installed: pip install clearml"):
         train(short, run_dir=tmp_path / "run", split=digits, cpu=True, log_with="clearml")
     assert not (tmp_path / "run").exists()
+
+
+def test_trackers_get_plain_numbers_and_texts(digits, tmp_path, monkeypatch):
+    """TensorBoard's hparams refuse anything else; a tracker of ours sees what they would get."""
+    from accelerate.tracking import GeneralTracker
+
+    config, losses = {}, []
+
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory, tracker = "recorder", False, None
+
+        def store_init_configuration(self, values):
+            config.update(values)
+
+        def log(self, values, step=None, **kwargs):
+            losses.append(values["loss"])
+
+    recorder, made = Recorder(), sessions.Accelerator
+    monkeypatch.setattr(sessions, "get_available_trackers", lambda: ["recorder"])
+    monkeypatch.setattr(sessions, "Accelerator", lambda log_with, **kwargs: made(log_with=recorder, **kwargs))
+    plan = dataclasses.replace(recipe("dino_resnet20_digits.e1"), objective="tcl_ssl")  # options, and no lightly
+    train(plan, run_dir=tmp_path / "run", split=digits, cpu=True, log_with="recorder")
+    assert {type(value) for value in config.values()} <= {int, float, str, bool}
+    assert config["options.prototypes"] == plan.options["prototypes"] and len(losses) == 1
+
+
+def test_tensorboard_takes_a_recipe(digits, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(recipe("tcl_ssl_resnet20_digits.e1"), run_dir=tmp_path / "r", split=digits, cpu=True, log_with="tensorboard")
+    assert list((tmp_path / "r").rglob("*tfevents*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nGPU 0 has ..."),
+     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+)  # fmt: skip
+def test_out_of_memory_is_one_line_with_advice(short, digits, tmp_path, monkeypatch, error):
+    def step(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(TrainingError, match=r"128 views .*--set batch_views=64.*--precision bf16"):
+        train(short, run_dir=tmp_path / "run", split=digits, cpu=True)
+    plain = dataclasses.replace(recipe("ce_resnet20_digits"), epochs=1)
+    with pytest.raises(TrainingError, match="--gradient-accumulation-steps 2"):
+        train(plain, run_dir=tmp_path / "ce", split=digits, cpu=True)
+
+
+def test_fine_tuning_out_of_memory_names_its_own_option(tmp_path, monkeypatch):
+    from tcl_zoo.finetune import finetune
+    from tcl_zoo.finetune.tuner import Tuner
+
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tuner, "step", step)
+    with pytest.raises(TrainingError, match=r"64 images .*--batch-size 32 or --precision bf16"):
+        finetune("tcl_resnet20_digits", out=tmp_path / "run", dataset="digits", cpu=True, epochs=1, precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 from tcl_zoo import cli
 from tcl_zoo.datasets import load
-from tcl_zoo.downstream import fit, input_cfg, open_model, own_name
-from tcl_zoo.errors import DataError, RecipeError
+from tcl_zoo.downstream import fit, input_cfg, open_model, own_name, resized
+from tcl_zoo.errors import DataError, RecipeError, WeightsError
 from tcl_zoo.features import features
 from tcl_zoo.splits import Split, stratified
 from tcl_zoo.transfer import Score, picture, read_csv, summarise, table, transfer, write_csv
@@ -73,6 +73,25 @@ def test_several_encoders_on_several_sets(tmp_path, capsys):
         assert image.width >= 800
 
 
+def test_size_reaches_models_with_position_embeddings():
+    """A ViT is fitted to another size, one whose size is fixed says so; both would fail in their first layer."""
+    model = open_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
+    assert resized(model, 3, 64)["input_size"] == [3, 64, 64]
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
+    with pytest.raises(WeightsError, match=r"images of 224 pixels, not of 2 .*leave the size out"):
+        resized(open_model("vit_tiny_patch16_224", pretrained=False), size=2)
+    fixed = torch.nn.Identity()
+    fixed.pretrained_cfg = {
+        "input_size": (3, 224, 224),
+        "fixed_input_size": True,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
+    with pytest.raises(WeightsError, match="its size is fixed"):
+        resized(fixed, size=64)
+    assert resized(fixed, size=224)["input_size"] == [3, 224, 224]
+
+
 def test_summary():
     scores = [Score("m", "d", "linear", 1, seed, top1, 10, 99) for seed, top1 in enumerate((10.0, 20.0, 60.0))]
     (line,) = summarise(scores)
@@ -130,9 +149,10 @@ def test_refused(tmp_path):
         transfer([NAME], ["digits"], seeds=0)
     with pytest.raises(RecipeError, match="did you mean"):
         transfer(["tcl_resnet20_digitz"], ["digits"])
-    assert (
-        cli.main(["probe", NAME, "--dataset", "digits", "--csv", str(tmp_path / "no" / "x.csv"), "--shots", "1"]) == 2
-    )
+    with pytest.raises(SystemExit, match="2"):  # before anything is measured
+        cli.main(["probe", NAME, "--dataset", "digits", "--csv", str(tmp_path / "no" / "x.csv"), "--shots", "1"])
+    with pytest.raises(WeightsError, match="resnet10t brings its own weights"):
+        open_model("resnet10t", weights_dir=tmp_path)
 
 
 def test_way_into_a_card(released, tmp_path):

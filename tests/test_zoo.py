@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +87,34 @@ def test_readme_examples_run(tmp_path, monkeypatch):
     image = scope["transform"](Image.new("RGB", (8, 8)))
     assert scope["model"](image[None]).shape == (1, 10)
     assert scope["encoder"](image[None]).shape == (1, 64)
+
+
+def test_what_the_readme_names_is_there_after_a_plain_import():
+    """Every ``tcl_zoo.room.thing`` of the README; in a fresh process, as other tests have imported the rooms."""
+    text = (ROOT / "README.md").read_text()
+    named = sorted(set(re.findall(r"tcl_zoo(?:\.[a-z]\w*)+", re.sub(r"\S*/\S*|tcl_zoo\.cli finetune", "", text))))
+    assert "tcl_zoo.finetune.finetune" in named and "tcl_zoo.create_model" in named
+    code = f"import tcl_zoo\nfor name in {named}:\n    eval(name)\nassert not hasattr(tcl_zoo, 'nothing')\n"
+    code += "assert tcl_zoo.losses.TCLLoss and 'embed' in dir(tcl_zoo) and tcl_zoo.embed.search"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_has_its_floor_and_imports_point_downward():
+    """The floors of CONTRIBUTING.md against the import statements at the top of each file."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    text = text[text.index("Imports point downward only:") : text.index("on top.")]
+    floors = {name: n for n, part in enumerate(text.split(";")) for name in re.findall(r"`(\w+)`", part)}
+    files = [p for p in (ROOT / "tcl_zoo").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
+    modules = {p.stem: p for p in files if p.name[0] != "_"}
+    assert set(floors) == set(modules)
+    for name, path in modules.items():
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            dots = "." * (len(file.relative_to(ROOT / "tcl_zoo").parts))
+            pattern = rf"^from {re.escape(dots)}(\w*)(?:\.\w+)* import (\w+)"
+            for package, first in re.findall(pattern, file.read_text(), re.M):
+                other = package or first
+                assert floors.get(other, 0) <= floors[name], f"{file.name} imports {other}, which is above it"
 
 
 def test_version_is_in_the_changelog():

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__
 from . import demo, embed, finetune, info, list, predict, probe, verify
-from ._common import FAILED, OK, STOPPED, WRONG, Parser, guarded, seconds
+from ._common import FAILED, OK, STOPPED, WRONG, Parser, count, count_or_zero, guarded, seconds
 
-__all__ = ["FAILED", "OK", "STOPPED", "WRONG", "Parser", "guarded", "main", "seconds"]
+__all__ = ["FAILED", "OK", "STOPPED", "WRONG", "Parser", "count", "count_or_zero", "guarded", "main", "seconds"]
 
 # In the order of ``tcl-zoo --help``.
 _COMMANDS = (list, info, verify, probe, predict, embed, finetune, demo)

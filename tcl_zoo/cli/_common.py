@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import TclZooError
@@ -39,6 +40,11 @@ def guarded(run: Callable[[], int]) -> int:
     except (TclZooError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        print("error: out of memory; try a smaller size, batch or model, or another --device", file=sys.stderr)
+        return WRONG
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -60,14 +66,51 @@ def count(text: str) -> int:
     return int(text)
 
 
+def count_or_zero(text: str) -> int:
+    """An integer of at least 0, for argparse."""
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an integer from 0 on")
+    return int(text)
+
+
+def writable(*endings: str) -> Callable[[str], str]:
+    """The name of a file that can be written, for argparse: told before hours of measuring, not after.
+
+    Args:
+        *endings: of which it has to have one; any where none is given.
+    """
+
+    def file(text: str) -> str:
+        path = Path(text)
+        if endings and path.suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} does not end in {', '.join(endings)}")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is a folder")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} cannot be written: is {path.parent} a folder of yours?")
+        return text
+
+    return file
+
+
+picture = writable(".png", ".jpg", ".pdf", ".svg")
+
+
+def pixels(text: str) -> int:
+    """The side of an image, 1 to 2048, for argparse."""
+    if not re.fullmatch(r"[0-9]{1,4}", text.strip()) or not 1 <= int(text) <= 2048:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of pixels from 1 to 2048")
+    return int(text)
+
+
 def above_zero(text: str) -> float:
-    """A finite number above 0, for argparse."""
+    """A number above 0 that float32 can calculate with, for argparse."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
+    if not 1e-9 <= value <= 1e9:  # beyond, float32 overflows on the way
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0 (1e-9 to 1e9)")
     return value
 
 
@@ -76,7 +119,7 @@ def device(text: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=text)
+        torch.zeros(1, device=text).cpu()  # "meta" holds no values
     except Exception as error:  # each backend has its own
         raise argparse.ArgumentTypeError(f"{text[:40]!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return text
@@ -90,6 +133,11 @@ def data_options(sub: Parser) -> None:
     """``--data-dir``, ``--download`` and ``--device``."""
     sub.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
     sub.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
+    device_option(sub)
+
+
+def device_option(sub: Parser) -> None:
+    """``--device``."""
     sub.add_argument("--device", type=device, help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
 
 

@@ -7,7 +7,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from ._common import OK, STOPPED, Add, weights_option
+from ._common import OK, STOPPED, Add, device_option, weights_option, writable
 
 _SHOWN = 10
 
@@ -27,11 +27,11 @@ def register(add: Add) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace FILE where it is of something else")
     sub.add_argument("--search", metavar="IMAGE", help="draw the images nearest to this one; without IMAGES, in FILE")
     sub.add_argument("--top", type=int, default=9, metavar="K", help="how many of them (default: 9)")
-    sub.add_argument("--picture", type=Path, default=Path("neighbours.png"), metavar="PNG",
+    sub.add_argument("--picture", type=writable(".png"), default="neighbours.png", metavar="PNG",
                      help="where to draw them (default: neighbours.png)")  # fmt: skip
     sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     sub.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: a core each, at most 8)")
-    sub.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
+    device_option(sub)
     weights_option(sub)
 
 

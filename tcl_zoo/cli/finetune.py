@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._common import OK, STOPPED, Add, seconds, weights_option
+from ._common import OK, STOPPED, Add, count_or_zero, seconds, weights_option
 
 _FREEZE_ALL = -1
 
@@ -35,7 +35,13 @@ def register(add: Add) -> None:
     sub.add_argument("--scratch", action="store_true", help="start from random weights, to compare")
     sub.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     sub.add_argument("--time-limit", type=seconds, metavar="T", help="stop cleanly after 90s, 9m ...: exit code 3")
-    sub.add_argument("--workers", type=int, default=2, help="DataLoader workers of streamed images (default: 2)")
+    sub.add_argument(
+        "--workers",
+        type=count_or_zero,
+        default=2,
+        metavar="N",
+        help="DataLoader workers of streamed images (default: 2)",
+    )
     values = sub.add_argument_group("how to train")
     for option, kind, text in (
         ("epochs", int, "default: 20, or as many as make 400 steps"),

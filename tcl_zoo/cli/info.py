@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..recipes import flat
 from ._common import OK, Add, weights_option
 
 
@@ -31,8 +32,7 @@ def _run(args: argparse.Namespace) -> int:
         print("  weights           none released; to train them:")
         print(f"    python scripts/train.py {args.name} --data-dir DATA")
     print("  recipe")
-    fields = {key: value for key, value in info["recipe"].items() if key not in ("name", "variant", "options")}
-    fields |= {f"options.{key}": value for key, value in info["recipe"].get("options", {}).items()}
+    fields = {key: value for key, value in flat(info["recipe"]).items() if key not in ("name", "variant")}
     for key, value in fields.items():
         print(f"    {key:<{max(map(len, fields))}} {value}")
     return OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._common import OK, WRONG, Add, weights_option
+from ._common import OK, WRONG, Add, count, device_option, weights_option
 
 
 def register(add: Add) -> None:
@@ -14,8 +14,8 @@ def register(add: Add) -> None:
               "tcl-zoo predict tcl_resnet20_digits photo.png --top 3")  # fmt: skip
     sub.add_argument("name", help="a name of this zoo, or any timm model")
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
-    sub.add_argument("--top", type=int, default=5, metavar="K", help="how many labels (default: 5)")
-    sub.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU where there is one by default")
+    sub.add_argument("--top", type=count, default=5, metavar="K", help="how many labels (default: 5)")
+    device_option(sub)
     weights_option(sub)
 
 
@@ -24,8 +24,6 @@ def _run(args: argparse.Namespace) -> int:
     from ..images import find, shown
     from ..pipeline import pipeline
 
-    if args.top < 1:
-        raise DataError("--top must be at least 1")
     paths = list(find(args.images))  # a wrong path is told before the model is loaded
     loaded, failed = pipeline(args.name, args.weights_dir, args.device), 0
     for path in paths:

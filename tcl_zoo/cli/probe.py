@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..recipes import recipe
-from ._common import OK, Add, above_zero, count, data_options, weights_option
+from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
 
 
 def register(add: Add) -> None:
@@ -28,14 +28,15 @@ def register(add: Add) -> None:
     sub.add_argument("--C", type=above_zero, default=1.0, help="inverse L2 penalty of the cached fit (default: 1)")
     sub.add_argument("--knn", type=count, nargs="*", default=(20, 200), metavar="K",
                      help="neighbours (default: 20 200; the first, to compare)")  # fmt: skip
-    sub.add_argument("--size", type=int, default=0, help="pixels a side (default: the model's)")
-    several = sub.add_argument_group("to compare (on with several models or data sets, or with --shots)")
+    sub.add_argument("--size", type=pixels, default=0, metavar="S", help="pixels a side (default: the model's)")
+    several = sub.add_argument_group("to compare (on with several models or data sets, or with one of these)")
     several.add_argument("--shots", type=_shots, nargs="+", metavar="N",
                          help="training images per class, or all (default: 1 5 10 25 all)")  # fmt: skip
-    several.add_argument("--seeds", type=count, default=5, help="draws of each number (default: 5)")
-    several.add_argument("--test-images", type=int, default=0, metavar="N", help="measure on so many only")
-    several.add_argument("--csv", metavar="FILE", help="write every measurement")
-    several.add_argument("--picture", metavar="PNG", help="draw the linear probes")
+    several.add_argument("--seeds", type=count, metavar="N", help="draws of each number (default: 5)")
+    several.add_argument("--test-images", type=count, metavar="N", help="measure on so many only")
+    several.add_argument("--csv", type=writable(), metavar="FILE", help="write every measurement")
+    several.add_argument("--picture", type=picture, metavar="PNG", help="draw the linear probes")
+    sub.set_defaults(several=[action.dest for action in several._group_actions])
 
 
 def _shots(text: str) -> int:
@@ -56,7 +57,10 @@ def _run(args: argparse.Namespace) -> int:
             raise DataError("--dataset is needed with a model that is not of this zoo")
     datasets = args.dataset or [recipe(args.model[0]).dataset]
     folder = datasets[0] not in KNOWN and len(datasets) == 1
-    if args.shots or len(args.model) > 1 or len(datasets) > 1 or folder or args.csv or args.picture:
+    asked = any(getattr(args, key) is not None for key in args.several)
+    if asked or len(args.model) > 1 or len(datasets) > 1 or folder:
+        if args.protocol != "cached":
+            raise DataError("--protocol thesis measures one model on its own data set; to compare, leave it out")
         return _compare(args, datasets)
     return _one(args, args.model[0], datasets[0])
 
@@ -72,11 +76,12 @@ def _is_recipe(name: str) -> bool:
 
 
 def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
-    from ..transfer import SHOTS, picture, summarise, table, transfer, write_csv
+    from ..transfer import SHOTS, summarise, table, transfer, write_csv
+    from ..transfer import picture as draw
 
     scores = transfer(
-        args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds, C=args.C,
-        k=(*args.knn, 20)[0], size=args.size, test_images=args.test_images, pretrained=not args.random,
+        args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds or 5, C=args.C,
+        k=(*args.knn, 20)[0], size=args.size, test_images=args.test_images or 0, pretrained=not args.random,
         weights_dir=args.weights_dir, device=args.device, download=args.download,
     )  # fmt: skip
     summaries = summarise(scores)
@@ -84,21 +89,21 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
     if args.csv:
         write_csv(scores, args.csv)
     if args.picture:
-        picture(summaries, args.picture)
+        draw(summaries, args.picture)
     return OK
 
 
 def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     import torch
 
-    from ..downstream import fit, input_cfg, load_known, open_model
+    from ..downstream import fit, load_known, open_model, resized
     from ..errors import DataError
     from ..probe import knn_probe, linear_probe
 
     model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    cfg = input_cfg(model, size=args.size)
+    cfg = resized(model, size=args.size)
     model.pretrained_cfg = cfg  # type: ignore[assignment]
     parts = (load_known(dataset, args.data_dir, split, args.download) for split in ("train", "test"))
     train, test = (fit(part, cfg) for part in parts)

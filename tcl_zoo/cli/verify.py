@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._common import FAILED, OK, Add, data_options, weights_option
+from ._common import FAILED, OK, Add, data_options, picture, weights_option
 
 
 def register(add: Add) -> None:
@@ -16,7 +16,7 @@ def register(add: Add) -> None:
     weights_option(sub)
     sub.add_argument("--revision", help="of the Hub repository, instead of the pinned one")
     sub.add_argument("--per-class", action="store_true", help="a table of recall by class")
-    sub.add_argument("--confusion", metavar="PNG", help="write the confusion matrix as a picture")
+    sub.add_argument("--confusion", type=picture, metavar="PNG", help="write the confusion matrix as a picture")
 
 
 def _run(args: argparse.Namespace) -> int:

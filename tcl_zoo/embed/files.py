@@ -19,8 +19,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..images import batched
+from ..outside import bounded, parsed
 
 _CHUNK_BYTES = 4_000_000
+_MOST_BYTES = 64_000_000  # in memory at a time, whatever a file says of itself
 _META = b"tcl_zoo"
 
 
@@ -53,9 +55,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     with _reading(path):
         if path.suffix == ".parquet":
-            return json.loads(_pyarrow()[1].read_schema(path).metadata[_META])
-        with np.load(path) as archive:
-            return json.loads(str(archive["meta"]))
+            meta = parsed(_pyarrow()[1].read_schema(path).metadata[_META])
+        else:
+            bounded(path, ("meta",), _MOST_BYTES // 16)
+            with np.load(path) as archive:
+                meta = parsed(str(archive["meta"]).encode())
+        if not isinstance(meta, dict) or type(meta.get("dim")) is not int:
+            raise ValueError("its meta says nothing of a model")
+        return meta
 
 
 def chunks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -73,6 +80,10 @@ def chunks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
                     yield batch["path"].to_pylist(), rows.reshape(len(batch), -1)
             return
         with zipfile.ZipFile(path) as archive:
+            widest = max(_row_bytes(archive, name) for name in ("paths", "embeddings"))
+            if widest > _MOST_BYTES:
+                raise ValueError(f"a row would take {widest / 1e6:,.0f} MB")
+            count = min(count, _MOST_BYTES // max(1, widest))  # names are all as long as the longest
             names, rows = (_read_npy(archive, name, count) for name in ("paths", "embeddings"))
             for some, part in zip(names, rows, strict=True):
                 yield some.tolist(), part
@@ -113,12 +124,23 @@ def _member(archive: zipfile.ZipFile, name: str, descr: str, shape: tuple[int, .
 def _read_npy(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[np.ndarray]:
     """``count`` rows at a time; the last part may be shorter."""
     with archive.open(f"{name}.npy") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"{name} is of another version of numpy's format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        shape, dtype = _head(file, name)
         for start in range(0, shape[0], count):
             part = (min(count, shape[0] - start), *shape[1:])
             yield np.frombuffer(file.read(math.prod(part) * dtype.itemsize), dtype).reshape(part)
+
+
+def _row_bytes(archive: zipfile.ZipFile, name: str) -> int:
+    with archive.open(f"{name}.npy") as file:
+        shape, dtype = _head(file, name)
+        return math.prod(shape[1:]) * int(dtype.itemsize)
+
+
+def _head(file: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError(f"{name} is of another version of numpy's format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
 
 
 def _write_parquet(out: Path, rows: Path, paths: Callable[[], Iterator[str]], n: int, meta: dict[str, Any]) -> None:
@@ -146,4 +168,4 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _per_chunk(numbers: int) -> int:
-    return max(1, _CHUNK_BYTES // (4 * numbers))
+    return max(1, _CHUNK_BYTES // (4 * max(1, numbers)))

@@ -19,7 +19,7 @@ from ..errors import TrainingError
 from ..processes import naming_the_lost
 from ..progress import progress
 from ..runs import Run, save_module
-from ..sessions import checkpoint, create_accelerator, environment, resume
+from ..sessions import checkpoint, create_accelerator, environment, resume, within_memory
 from ..stopping import Stop, agreed
 from .export import export, parent_facts
 from .plan import Plan, from_dict
@@ -107,7 +107,8 @@ def finetune(
         "classes": list(data.train.classes),
     }
     results: dict[str, Any] = {}
-    with naming_the_lost():
+    smaller = f"--batch-size {max(1, plan.batch_size // 2)}"
+    with naming_the_lost(), within_memory(accelerator, f"{plan.batch_size} images", smaller):
         with accelerator.main_process_first():
             run = Run(out, plan, settings, from_dict, hold=accelerator.is_main_process)
         try:

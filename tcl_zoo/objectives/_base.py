@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-Views = Tensor | list[Tensor]
+from ..batches import Views
+
+__all__ = ["Objective", "Views"]
 
 
 class Objective(nn.Module):

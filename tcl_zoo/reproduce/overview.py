@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..progress import duration
 from ..recipes import recipe
 from ..runs import write_atomically
 from ..thesis import REPORTED
 from .grids import GRIDS, Grid
 from .markdown import MEASURES, _line, number, spread
-from .plan import MISSING, duration
+from .plan import MISSING
 from .scale import IMAGES
 
 _INTRO = """# Results

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import RecipeError
+from ..progress import duration
 from ..recipes import DATA
 from .grids import Cell, Grid
 from .runner import State, Store, rates, seconds_left
@@ -111,11 +112,3 @@ def _status(job: Job, state: State) -> str:
     if state.status == "done":
         return f"{state.top1:.2f} %"
     return state.status
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``5.2 h``, ``3.1 days``."""
-    for unit, size, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import RunInUseError, TrainingError
 from ..recipes import Recipe
 from ..stopping import Stop
-from .scale import Job, subset
+from .scale import Job, balanced
 
 # Points of a gradient curve over a whole training.
 _POINTS = 200
@@ -184,7 +184,7 @@ def run_job(
 
     split = load(job.recipe.dataset, data_dir, "train", download=download)
     if job.images:
-        split = subset(split, job.images)
+        split = balanced(split, job.images)
     folder = store.folder(job)
     result = train(
         job.recipe,

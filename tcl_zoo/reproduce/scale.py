@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 
 from ..errors import RecipeError
 from ..recipes import DATA, Recipe, override, recipe
-from ..splits import FolderSplit, Split
+from ..splits import FolderSplit, Split, subset
 from .grids import ENCODERS, GRIDS, TITLES, Cell, Grid
 
 # A scaled run keeps at least so many epochs, each of fewer images: the cosine schedule needs a few steps.
@@ -128,17 +127,12 @@ def moved(grid: Grid, scale: Scale) -> Grid:
     return dataclasses.replace(grid, title=rename(grid.title), cells=tuple(cells.values()))
 
 
-def subset(split: Split | FolderSplit, n: int) -> Split | FolderSplit:
+def balanced(split: Split | FolderSplit, n: int) -> Split | FolderSplit:
     """``n`` images, as many of each class, the same for every run; in the order of ``split``."""
     from sklearn.model_selection import train_test_split
 
     if n >= len(split):
         return split
-    labels = split.labels.cpu()
-    chosen = train_test_split(np.arange(len(split)), train_size=n, stratify=labels.numpy(), random_state=0)[0]
-    index = torch.from_numpy(np.sort(chosen))
-    if isinstance(split, Split):
-        return Split(split.images[index], split.labels[index], split.classes)
-    small = copy.copy(split)
-    small.files, small.labels = [split.files[i] for i in index], labels[index]
-    return small
+    labels = split.labels.cpu().numpy()
+    chosen = train_test_split(np.arange(len(split)), train_size=n, stratify=labels, random_state=0)[0]
+    return subset(split, torch.from_numpy(np.sort(chosen)))
