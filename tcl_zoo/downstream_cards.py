@@ -124,12 +124,13 @@ not calibrated. Terms of the parent and of the training images apply; whoever pu
     return str(ModelCard(f"---\n{finetuned_metadata(config).to_yaml()}\n---\n{text}"))
 
 
-def transfer_section(rows: list[dict[str, Any]] | None) -> str:
+def transfer_section(rows: list[dict[str, Any]] | None, own: str = "") -> str:
     """What the frozen features are worth on other images, as a section of the card; "" where it was not measured.
 
     Args:
         rows: ``transfer`` of the release's ``config.json``: ``dataset``, ``classifier``, ``shots``, ``mean``, ``std``,
             ``draws`` and ``test_images`` of each setting.
+        own: the data set that the encoder was trained on.
     """
     if not rows:
         return ""
@@ -145,7 +146,8 @@ def transfer_section(rows: list[dict[str, Any]] | None) -> str:
             cells.append(f"{row['mean']:.1f}{spread}" if row else "-")
         lines.append(f"| {dataset} | {kind} | {' | '.join(cells)} | {next(iter(mine.values()))['test_images']:,} |")
     draws = max(row["draws"] for row in rows)
+    seen = f" The encoder itself was trained on all training images of {own}." if own in {row["dataset"] for row in rows} else ""
     return (
-        "## Transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard deviation over "
-        f"{draws} draws of them (`tcl-zoo probe`).\n\n" + "\n".join(lines) + "\n\n"
+        "## Few labels and transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard "
+        f"deviation over {draws} draws of them\n(`tcl-zoo probe`).{seen}\n\n" + "\n".join(lines) + "\n\n"
     )
