@@ -146,7 +146,11 @@ def transfer_section(rows: list[dict[str, Any]] | None, own: str = "") -> str:
             cells.append(f"{row['mean']:.1f}{spread}" if row else "-")
         lines.append(f"| {dataset} | {kind} | {' | '.join(cells)} | {next(iter(mine.values()))['test_images']:,} |")
     draws = max(row["draws"] for row in rows)
-    seen = f" The encoder itself was trained on all training images of {own}." if own in {row["dataset"] for row in rows} else ""
+    seen = (
+        f" The encoder itself was trained on all training images of {own}."
+        if own in {row["dataset"] for row in rows}
+        else ""
+    )
     return (
         "## Few labels and transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard "
         f"deviation over {draws} draws of them\n(`tcl-zoo probe`).{seen}\n\n" + "\n".join(lines) + "\n\n"
