@@ -22,7 +22,7 @@ from .features import frozen, pooled
 from .images import batched, convert, read, reason, shown
 from .models import create_model, create_transform
 from .splits import loader, why
-from .weights import SOURCES
+from .weights import SOURCES, by_path
 
 _TRIM_EVERY = 16  # batches
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -122,8 +122,8 @@ def pipeline(
     """Loads a model with its transform and its label names.
 
     Args:
-        name: a name of this zoo, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``; or any timm model,
-            ``architecture[.tag]``.
+        name: a name of this zoo, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``; the path of a release folder, or of the
+            run folder of a fine-tuning; or any timm model, ``architecture[.tag]``.
         weights_dir: a release folder, or a folder of them.
         device: a GPU where there is one, if not given.
         pretrained: False for random weights.
@@ -136,6 +136,7 @@ def pipeline(
     from torchvision.transforms import v2
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name, weights_dir = by_path(name, weights_dir)
     architecture, _, tag = name.partition(".")
     ours = index.name_of(architecture, tag) or name  # "resnet20_cifar.tcl_digits" is timm's word for one of ours
     if ours != name or weights_dir or name.startswith(SOURCES) or not timm.is_model(architecture):
@@ -165,7 +166,7 @@ def predict(
     For many images load once: :func:`pipeline`, then :meth:`Pipeline.predict`.
 
     Args:
-        name: a name of this zoo, ``hf-hub:ORG/NAME``, ``local-dir:PATH``, or any timm model.
+        name: as for :func:`pipeline`.
         image: a path, or a PIL image of any mode and size.
         top: how many labels.
         weights_dir: a release folder, or a folder of them.

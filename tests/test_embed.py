@@ -176,6 +176,12 @@ def test_release_folder_in_place_of_ours(capsys, released, digits, tmp_path):
     args = ("--weights-dir", released, "--out", tmp_path / "out.npz")
     assert run(capsys, "embed", f"{NAME}.e1", digits / "1", *args)[0] == 0
     assert run(capsys, "predict", f"{NAME}.e1", next((digits / "1").iterdir()), "--weights-dir", released)[0] == 0
+    folder = released / f"{NAME}.e1"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "release").symlink_to(folder)  # as in the run folder of a fine-tuning
+    for path in (folder, tmp_path / "run"):
+        code, text, _ = run(capsys, "embed", path, digits / "1", "--out", tmp_path / "out.npz")
+        assert code == 0 and "as it was" in text
 
 
 def test_search_is_the_cosine_of_all(loaded, digits, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from ..downstream import Data, by_path, own_name, run_folder
+from ..downstream import Data, own_name, run_folder
 from ..features import predict
 from ..index import entries, name_of
 from ..outside import PRETRAINED_KEYS
@@ -24,7 +24,7 @@ from ..release import HALF_ABOVE, cast, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
 from ..verify import golden_output
-from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, locate
+from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, by_path, locate
 from .plan import Plan
 
 
