@@ -17,7 +17,7 @@ from tcl_zoo.datasets import Split, load
 from tcl_zoo.downstream import own_name
 from tcl_zoo.finetune import finetune
 from tcl_zoo.reproduce.results import interval, verdict
-from tcl_zoo.splits import stratified, subset
+from tcl_zoo.splits import FolderSplit, stratified, subset
 from tcl_zoo.weights import CONFIG_FILE, read_config
 
 from .timing import write_csv
@@ -100,7 +100,8 @@ def _folders(root: Path, data_dir: str, seed: int, tune: bool) -> Path:
     return folder
 
 
-def _write(split: Split, to: Path) -> None:
+def _write(split: Split | FolderSplit, to: Path) -> None:
+    assert isinstance(split, Split)
     part = to.with_name(f"{to.name}.part")
     for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
         file = part / split.classes[label] / f"{i:05d}.png"

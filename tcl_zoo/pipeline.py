@@ -25,7 +25,7 @@ from .splits import loader, why
 from .weights import SOURCES, by_path
 
 _TRIM_EVERY = 16  # batches
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
