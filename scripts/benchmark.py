@@ -21,11 +21,11 @@ def main() -> int:
         example="""
             python scripts/benchmark.py loss augment
             python scripts/benchmark.py finetune --encoder runs/tcl_resnet20_cifar100.e40
-            python scripts/benchmark.py epoch --name tcl_resnet18_cifar10 --device cuda --precision bf16
+            python scripts/benchmark.py epoch --name tcl_resnet18_cifar10 --device cuda
         """,
     )
     choices = (*SUITES, "all", "epoch", "finetune")
-    parser.add_argument("suites", nargs="+", choices=choices, help="what to measure")
+    parser.add_argument("suites", nargs="+", choices=choices, metavar="SUITE", help=", ".join(choices))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl, finetune: where CIFAR-10 is")
     parser.add_argument("--encoder", default="", metavar="NAME", help="finetune: a name or folder, not of CIFAR-10")
