@@ -20,12 +20,18 @@ def main() -> int:
         description=__doc__,
         example="""
             python scripts/benchmark.py loss augment
-            python scripts/benchmark.py epoch --name tcl_resnet18_cifar10 --device cuda --precision bf16
+            python scripts/benchmark.py finetune --encoder runs/tcl_resnet20_cifar100.e40
+            python scripts/benchmark.py epoch --name tcl_resnet18_cifar10 --device cuda
         """,
     )
-    parser.add_argument("suites", nargs="+", choices=(*SUITES, "all", "epoch"), help="what to measure")
+    choices = (*SUITES, "all", "epoch", "finetune")
+    parser.add_argument("suites", nargs="+", choices=choices, metavar="SUITE", help=", ".join(choices))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl: where CIFAR-10 is (default: data)")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl, finetune: where CIFAR-10 is")
+    parser.add_argument("--encoder", default="", metavar="NAME", help="finetune: a name or folder, not of CIFAR-10")
+    parser.add_argument("--seeds", type=int, default=5, help="finetune: draws of the images (default: 5)")
+    parser.add_argument("--tune", action="store_true", help="finetune: compare settings, on training images")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="finetune: where its runs go (default: runs)")
     parser.add_argument("--name", default="tcl_resnet20_cifar10", help="epoch: the recipe")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="epoch: where")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="epoch: in what")
@@ -33,12 +39,18 @@ def main() -> int:
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="epoch: of the device, for the utilisation")
     parser.add_argument("--compile", action="store_true", help="epoch: with torch.compile")
     args = parser.parse_args()
+    if "finetune" in args.suites and (not args.encoder or args.seeds < 1):
+        parser.error("finetune needs an --encoder and at least one of --seeds")
 
-    from benchmarks import analysis, augment, loop, loss, probe, ssl, startup
+    from benchmarks import analysis, augment, finetune, loop, loss, probe, ssl, startup
 
     runs: dict[str, Callable[[bool], None]]
     runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
     runs |= {"analysis": analysis.run, "processes": loop.processes, "ssl": partial(ssl.run, data_dir=args.data_dir)}
+    runs["finetune"] = partial(
+        finetune.run, encoder=args.encoder, seeds=args.seeds, tune=args.tune, data_dir=args.data_dir,
+        runs_dir=args.runs_dir,
+    )  # fmt: skip
     for suite in SUITES if "all" in args.suites else args.suites:
         if suite == "epoch":
             loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)

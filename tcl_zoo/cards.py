@@ -126,7 +126,7 @@ def card(
     seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
-    transfer = transfer_section(facts.get("transfer"))
+    transfer = transfer_section(facts.get("transfer"), recipe["dataset"])
     text = f"""
 # {name}
 

@@ -21,7 +21,7 @@ from .models import create_model, pretrained_cfg
 from .progress import progress
 from .recipes import nearest, recipe
 from .splits import FolderSplit, Split, loader, stratified, subfolders, subset
-from .weights import CONFIG_FILE, SOURCES, read_config
+from .weights import SOURCES, by_path
 
 KNOWN = (*DATASETS, *EXTRAS)
 _SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
@@ -155,7 +155,7 @@ def open_model(
 
     Args:
         name: a name of this zoo; ``local-dir:PATH``, ``hf-hub:ORG/NAME``; the path of a release folder or of a
-            finished run folder; any timm name.
+            finished run folder, of a training or a fine-tuning; any timm name.
         pretrained: with its weights.
         weights_dir: a release folder, or a folder of them.
         **timm_kwargs: ``num_classes``, ``in_chans``, ``drop_path_rate`` ...
@@ -197,14 +197,6 @@ def run_folder(name: str) -> Path | None:
     """The finished run folder of this path, or None."""
     place = Path(name).expanduser()
     return place if (place / "encoder.safetensors").is_file() else None
-
-
-def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
-    """The path of a release folder as the name of the release and its ``weights_dir``; all else as it is."""
-    place = Path(name).expanduser()
-    if weights_dir is None and (place / CONFIG_FILE).is_file():
-        return str(read_config(place)["tcl_zoo"]["name"]), place
-    return name, weights_dir
 
 
 def own_name(name: str) -> str:

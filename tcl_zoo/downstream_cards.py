@@ -32,10 +32,12 @@ def finetuned_metadata(config: dict[str, Any]) -> Any:
             dataset_name=facts["data"], dataset_split="test" if "test" in results else "validation",
             metric_type="accuracy", metric_name="Top-1 accuracy", metric_value=round(results["top1"], 2),
         )]  # fmt: skip
+    hub = facts["parent"].get("hub")
+    base = {"base_model": hub, "base_model_relation": "finetune"} if hub else {}
     return ModelCardData(
         license=config["pretrained_cfg"]["license"], library_name="timm", pipeline_tag="image-classification",
         tags=["image-classification", "timm", "tcl_zoo"], metrics=["accuracy"], model_name=facts["name"],
-        base_recipe=facts["parent"]["name"], eval_results=measured or None,
+        base_recipe=facts["parent"]["name"], eval_results=measured or None, **base,
     )  # fmt: skip
 
 
@@ -54,7 +56,9 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: 
     channels, size, _ = config["pretrained_cfg"]["input_size"]
     labels = config["pretrained_cfg"]["label_names"]
     shown = ", ".join(labels[:20]) + (f", ... ({len(labels)} in `config.json`)" if len(labels) > 20 else "")
-    origin = f"`{parent['name']}`" + (f" (sha256 `{parent['sha256']}`)" if "sha256" in parent else "")
+    places = ("hub", "`{}` on the Hub"), ("sha256", "sha256 `{}`")
+    details = ", ".join(text.format(parent[key]) for key, text in places if key in parent)
+    origin = f"`{parent['name']}`" + (f" ({details})" if details else "")
     begun = f"fine-tuned from {origin}" if parent.get("pretrained", True) else f"trained from random weights ({origin})"
     lines = ["| images | top-1 (%) | n |", "|---|---|---|"]
     for part, label in (("test", "test, looked at once"), ("val", "validation, on which the epoch was chosen")):
@@ -120,12 +124,13 @@ not calibrated. Terms of the parent and of the training images apply; whoever pu
     return str(ModelCard(f"---\n{finetuned_metadata(config).to_yaml()}\n---\n{text}"))
 
 
-def transfer_section(rows: list[dict[str, Any]] | None) -> str:
+def transfer_section(rows: list[dict[str, Any]] | None, own: str = "") -> str:
     """What the frozen features are worth on other images, as a section of the card; "" where it was not measured.
 
     Args:
         rows: ``transfer`` of the release's ``config.json``: ``dataset``, ``classifier``, ``shots``, ``mean``, ``std``,
             ``draws`` and ``test_images`` of each setting.
+        own: the data set that the encoder was trained on.
     """
     if not rows:
         return ""
@@ -141,7 +146,12 @@ def transfer_section(rows: list[dict[str, Any]] | None) -> str:
             cells.append(f"{row['mean']:.1f}{spread}" if row else "-")
         lines.append(f"| {dataset} | {kind} | {' | '.join(cells)} | {next(iter(mine.values()))['test_images']:,} |")
     draws = max(row["draws"] for row in rows)
+    seen = (
+        f" The encoder itself was trained on all training images of {own}."
+        if own in {row["dataset"] for row in rows}
+        else ""
+    )
     return (
-        "## Transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard deviation over "
-        f"{draws} draws of them (`tcl-zoo probe`).\n\n" + "\n".join(lines) + "\n\n"
+        "## Few labels and transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard "
+        f"deviation over {draws} draws of them\n(`tcl-zoo probe`).{seen}\n\n" + "\n".join(lines) + "\n\n"
     )

@@ -116,7 +116,10 @@ def create_model(
     stem = f"{cfg.get('first_conv')}.weight"
     if timm_kwargs.get("in_chans", 1) != 1 and stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:
         state[stem] = state[stem].repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
-    with_weights = {**cfg, "state_dict": state} if pretrained else {}
+        state_size = [3, *cfg["input_size"][1:]]  # later ones compare
+    else:
+        state_size = cfg["input_size"]
+    with_weights = {**cfg, "state_dict": state, "input_size": state_size} if pretrained else {}
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
     if "img_size" in config.get("model_args", {}):  # of a fine-tuned model with position embeddings
         timm_kwargs.setdefault("img_size", config["model_args"]["img_size"])

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,19 +154,46 @@ class FolderSplit(Dataset[tuple[Any, int, int]]):
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
+            with (
+                _uninterrupted()
+            ):  # workers keep it: a terminal's Ctrl-C goes to them, too, and is this process's alone
+                batches = super().__iter__()
+            yield from batches
         except DataError as error:  # a worker's error arrives with its whole traceback as text
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds SIGINT back; processes that are started meanwhile never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def loader(
-    dataset: Dataset[Any], batches: Iterable[Any], workers: int = 0, device: torch.device | str = "cpu"
+    dataset: Dataset[Any],
+    batches: Iterable[Any],
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    collate: Any = None,
 ) -> DataLoader[Any]:
-    """A DataLoader over given batches of indices for a device; takes nothing from the global generator."""
+    """A DataLoader over given batches of keys; takes nothing from the global generator. Ctrl-C is for the caller.
+
+    Args:
+        dataset: what the keys are of.
+        batches: of keys.
+        workers: processes that load; 0: this one.
+        device: where the batches go: memory is pinned for a GPU.
+        collate: makes a batch of items; torch's own where not given.
+    """
     return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),
     )

@@ -102,6 +102,19 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     return None
 
 
+def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
+    """A release folder's path, or that of the run folder of a fine-tuning, as name and ``weights_dir``; all else as is.
+
+    Raises:
+        WeightsError: its ``config.json`` is not one of a release.
+    """
+    place = Path(name).expanduser()
+    for folder in (place, place / "release") if weights_dir is None else ():
+        if (folder / CONFIG_FILE).is_file():
+            return str(read_config(folder)["tcl_zoo"]["name"]), folder
+    return name, weights_dir
+
+
 def _is_name(name: str) -> bool:
     """Whether a release could have this name; a name is no path."""
     return name.isprintable() and len(name.encode()) <= 120 and not set(name) & set("/\\:") and name.strip(". ") != ""

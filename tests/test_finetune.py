@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tcl_zoo
-from tcl_zoo import cli
+from tcl_zoo import cards, cli, index
 from tcl_zoo.errors import DataError, RecipeError, TrainingError, WeightsError
-from tcl_zoo.finetune import Plan, finetune, loop
+from tcl_zoo.finetune import Plan, export, finetune, loop
 from tcl_zoo.finetune.tuner import Tuner
 from tcl_zoo.weights import UncheckedWarning
 
@@ -91,6 +93,31 @@ def test_the_card_states_its_parent(tuned, released):
     assert result.metric_value == round(tuned.results["top1"], 2)
     config = json.loads((tuned.release / "config.json").read_text())
     assert config["tcl_zoo"]["parent"] == {"name": PARENT, "sha256": parent}
+    assert card.data.base_model is None  # it is in no place that a Hub could show
+    config["tcl_zoo"]["parent"]["hub"] = "org/parent"
+    card = ModelCard(cards.card(config))
+    assert card.data.base_model == "org/parent" and card.data.to_dict()["base_model_relation"] == "finetune"
+    assert "`org/parent` on the Hub" in card.text and parent in card.text
+
+
+def test_where_a_parent_is_on_the_hub(released, tmp_path, monkeypatch):
+    def facts(name: str, **values: Any) -> dict[str, Any]:
+        return export.parent_facts(Plan(name, **values), None)
+
+    assert facts("resnet18")["hub"] == facts("resnet18.a1_in1k")["hub"] == "timm/resnet18.a1_in1k"
+    assert facts("resnet18", pretrained=False) == {"name": "resnet18", "pretrained": False}
+    name, entry = "tcl_resnet20_digits", index.entries()["tcl_resnet20_digits"]
+    monkeypatch.setitem(entry, "repo_id", "org/name")
+    for word in (name, "resnet20_cifar.tcl_digits", str(ROOT / "model_cards" / name)):
+        assert facts(word) == {"name": name, "sha256": entry["sha256"], "hub": "org/name"}
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "model_cards" / name, other)
+    config = json.loads((other / "config.json").read_text())
+    config["tcl_zoo"]["sha256"] = "0" * 64
+    (other / "config.json").write_text(json.dumps(config))
+    assert "hub" not in facts(str(other))  # of the same name, but not those weights
+    monkeypatch.setattr(export, "locate", lambda *_: SimpleNamespace(config=config, sha256="1" * 64))
+    assert facts("hf-hub:someone/else@main")["hub"] == "someone/else"
 
 
 def test_latest_within_a_standard_error_of_the_best_is_kept(photos, released, tmp_path, monkeypatch):

@@ -173,8 +173,13 @@ def test_way_into_a_card(released, tmp_path):
     assert add_transfer(tmp_path / "x", tmp_path / "s.csv") == 2
     card = (tmp_path / "x" / "README.md").read_text()
     assert "| mnist | linear | 45.0 ± 7.1 | 77.8 | 9,999 |" in card and "svhn" not in card
+    seen = "The encoder itself was trained on all training images of digits."  # few labels are then few of many
+    assert seen not in card
     config = json.loads((tmp_path / "x" / "config.json").read_text())
     assert [row["shots"] for row in config["tcl_zoo"]["transfer"]] == [5, 0]
+    write_csv([Score(name, "digits", "linear", 1, 0, 99.0, 10, 360)], tmp_path / "s.csv")
+    assert add_transfer(tmp_path / "x", tmp_path / "s.csv") == 1
+    assert seen in (tmp_path / "x" / "README.md").read_text()
     write_csv(scores[-1:], tmp_path / "s.csv")
     with pytest.raises(DataError, match="nothing on"):
         add_transfer(tmp_path / "x", tmp_path / "s.csv")

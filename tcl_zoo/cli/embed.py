@@ -19,7 +19,7 @@ def register(add: Add) -> None:
               tcl-zoo embed tcl_resnet20_digits photos/ --out photos.npz
               tcl-zoo embed tcl_resnet20_digits --out photos.npz --search query.jpg
               """)  # fmt: skip
-    sub.add_argument("name", help="a name of this zoo, or any timm model")
+    sub.add_argument("name", help="a name of this zoo, a release folder, or any timm model")
     sub.add_argument("images", nargs="*", metavar="IMAGES",
                      help="files, folders (with what is below) and quoted glob patterns")  # fmt: skip
     sub.add_argument("--out", type=Path, required=True, metavar="FILE",

@@ -89,6 +89,8 @@ def _run(args: argparse.Namespace) -> int:
         for part, n in (("test", found["n"]), ("val", found["val_images"])):
             if part in found:
                 print(f"top-1 {found[part]:.2f} % of {n:,} {part} images")
+        if found["top1"] is None:
+            print("top-1 not measured: there are neither validation nor test images")
         name = result.run_dir.resolve().name
         print(f"weights of epoch {found['last_epoch']}: {result.release}")
         print(f'load: tcl_zoo.create_model("{name}", pretrained=True, weights_dir="{result.release}")')

@@ -12,7 +12,7 @@ def register(add: Add) -> None:
     """Adds the command."""
     sub = add("predict", _run, "the likeliest labels of images",
               "tcl-zoo predict tcl_resnet20_digits photo.png --top 3")  # fmt: skip
-    sub.add_argument("name", help="a name of this zoo, or any timm model")
+    sub.add_argument("name", help="a name of this zoo, a release folder, or any timm model")
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
     sub.add_argument("--top", type=count, default=5, metavar="K", help="how many labels (default: 5)")
     device_option(sub)

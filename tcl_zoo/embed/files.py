@@ -75,9 +75,10 @@ def chunks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
     with _reading(path):
         if path.suffix == ".parquet":
             with _pyarrow()[1].ParquetFile(path) as file:
-                for batch in file.iter_batches(count):
-                    rows = batch["embedding"].flatten().to_numpy()
-                    yield batch["path"].to_pylist(), rows.reshape(len(batch), -1)
+                for group in range(file.num_row_groups):  # over several, pyarrow keeps those it has given already
+                    for batch in file.iter_batches(count, row_groups=[group]):
+                        rows = batch["embedding"].flatten().to_numpy()
+                        yield batch["path"].to_pylist(), rows.reshape(len(batch), -1)
             return
         with zipfile.ZipFile(path) as archive:
             widest = max(_row_bytes(archive, name) for name in ("paths", "embeddings"))

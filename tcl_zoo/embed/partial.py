@@ -89,7 +89,7 @@ class Partial:
     def append(self, rows: np.ndarray, reasons: list[str | None]) -> None:
         """Adds the next images: float32 [n, d], and for each image None or why it has no row."""
         skipped = [[self.done + i, reason] for i, reason in enumerate(reasons) if reason is not None]
-        self._rows.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self._rows.write(np.ascontiguousarray(rows, dtype="<f4").data)
         self.done += len(reasons)
         self.rows += len(reasons) - len(skipped)
         line = json.dumps({"done": self.done, "rows": self.rows, "skipped": skipped})

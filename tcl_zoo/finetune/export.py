@@ -15,32 +15,43 @@ import timm
 import torch
 from torch import nn
 
-from ..downstream import Data, by_path, own_name, run_folder
+from ..downstream import Data, own_name, run_folder
 from ..features import predict
-from ..index import entries
+from ..index import entries, name_of
 from ..outside import PRETRAINED_KEYS
 from ..pictures import confusion, training_curve
 from ..release import HALF_ABOVE, cast, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
 from ..verify import golden_output
-from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, locate
+from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, by_path, locate
 from .plan import Plan
 
 
 def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Where a fine-tuning starts from: ``name``, and ``sha256`` where it is a release of this zoo."""
+    """Where a fine-tuning starts from.
+
+    ``name``; ``sha256`` where it is a release of this zoo; ``hub``, its repository there, where it is on the Hub.
+    """
     if not plan.pretrained:
         return {"name": own_name(plan.model), "pretrained": False}
     if (run := run_folder(plan.model)) is not None:
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
         return {"name": own_name(plan.model), "sha256": digest}
-    known = timm.is_model(plan.model.partition(".")[0])
-    name, weights_dir = by_path(plan.model, None if known else weights_dir)
+    architecture, _, tag = plan.model.partition(".")
+    known, ours = timm.is_model(architecture), name_of(architecture, tag)
+    name, weights_dir = by_path(ours or plan.model, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir or name in entries():
         release = locate(name, weights_dir)
-        return {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}
-    return {"name": plan.model}
+        facts = {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}
+        entry = entries().get(facts["name"], {})
+        hub = entry.get("repo_id") if entry.get("sha256") == release.sha256 else None
+        if name.startswith("hf-hub:"):
+            hub = name.removeprefix("hf-hub:").partition("@")[0]
+    else:
+        facts = {"name": plan.model}
+        hub = getattr(timm.get_pretrained_cfg(plan.model, allow_unregistered=True), "hf_hub_id", None)
+    return facts | ({"hub": hub} if hub else {})
 
 
 def export(
