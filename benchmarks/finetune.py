@@ -25,7 +25,7 @@ from .timing import write_csv
 PER_CLASS, EPOCHS = 25, 60
 _JUDGED = 200  # images of each class to choose the rates by
 # Of both sides.
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 # The best of them by `tune`, for an encoder of 2 epochs on CIFAR-100.
 CHOSEN = {"fine-tuned": 1e-2, "scratch": 1e-2}
 

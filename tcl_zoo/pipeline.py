@@ -88,7 +88,8 @@ class Pipeline:
             Float32 [n, d] on the CPU, unnormalised, of those that decode; and for every file of the batch None, or
             why it does not.
         """
-        batches = loader(_Files(self.transform, self.mode), batched(paths, batch_size), workers, _collate)
+        files = _Files(self.transform, self.mode)
+        batches = loader(files, batched(paths, batch_size), workers, self.device, _collate)
         forward = pooled(self.model)
         for number, (images, reasons) in enumerate(batches):
             if number % _TRIM_EVERY == 0:
