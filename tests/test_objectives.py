@@ -177,14 +177,18 @@ def test_queue_overwrites_the_oldest():
         sequence.append(objective.queue.rows.clone())
 
 
-def test_ressl():
-    objective, plan = make("ressl")
-    moved(objective)
+@pytest.mark.parametrize("epochs", [0, 7])
+def test_ressl(epochs):
+    objective, plan = make("ressl", options={"infonce_epochs": epochs, "teacher_temperature": 0.04})
+    moved(objective)  # epoch 6
     strong, weak = images(2).chunk(2)
     (q,), (k,) = rows(objective.projector, of=[strong]), rows(objective.teacher.head, of=[weak])
     queue = objective.queue.rows[0].double().numpy()
     target = softmax(unit(k) @ queue.T / 0.04)
     expected = -(target * np.log(softmax(unit(q) @ queue.T / plan.temperature))).sum(1).mean()
+    if epochs:  # the own key is to be found first
+        own = np.sum(unit(q) * unit(k), axis=1, keepdims=True)
+        expected = -np.log(softmax(np.hstack([own, unit(q) @ queue.T]) / plan.temperature)[:, 0]).mean()
     assert loss_of(objective, torch.cat([strong, weak])) == pytest.approx(expected, rel=1e-5)
 
 
@@ -434,6 +438,22 @@ def test_resume_is_bit_equal(name, digits, tmp_path, monkeypatch):
             b["loss"], b["embedding_std"], b["effective_rank"]
         )  # fmt: skip
         assert 0 < a["embedding_std"] < 1.5 and 1 <= a["effective_rank"] <= 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ressl", "dino", "barlow"])
+def test_what_is_learnt_is_worth_ten_points(name, monkeypatch):
+    """The weakest rows of benchmarks/ssl_digits.csv: linear probe on digits' test split, against the random encoder."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    from benchmarks import ssl
+
+    train_split, test = ssl.splits("digits", "", tune=False)
+    assert (len(train_split), len(test)) == (1437, 360)
+    before = ssl.random_encoder("digits", train_split, test)
+    plan = ssl.plan("digits", name, 2, ssl.SETTINGS["digits"].epochs, [])
+    after = ssl.measure(plan, train_split, test, torch.get_num_threads())
+    assert after["linear"] >= before["linear"] + 10, (before, after)
+    assert after["cpu_seconds"] < 300
 
 
 class Linears(nn.Sequential):

@@ -9,6 +9,7 @@ from ..recipes import Recipe
 from ._base import Views
 from ._networks import Queue, Teacher, head
 from ._self_supervised import SelfSupervised, full_precision, gathered
+from .moco import moco_loss
 
 
 def ressl_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, teacher_temperature: float) -> Tensor:
@@ -28,7 +29,8 @@ class ReSSL(SelfSupervised):
 
     Args:
         recipe: temperature, the projector's sizes; ``ema_base``, ``ema_final``, ``queue_size``,
-            ``teacher_temperature``.
+            ``teacher_temperature``, ``infonce_epochs`` in which the keys are told apart first (Zheng et al. 2022,
+            "Weak Augmentation Guided Relational Self-Supervised Learning"): before that similarities say little.
         encoder: what is trained.
     """
 
@@ -51,6 +53,8 @@ class ReSSL(SelfSupervised):
         if self.progress == 0:
             self.queue.start(self._keys)
         with full_precision(queries):
+            if self.epoch < self.options["infonce_epochs"]:
+                return moco_loss(queries, keys, self.queue.rows[0], self.temperatures[0])
             return ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
 
     def after_step(self, encoder: nn.Module, progress: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ def scale_note(plan: Plan) -> str:
 
 
 def write_markdown(
-    plan: Plan, rows: list[dict[str, Any]], pairs: list[dict[str, Any]], picture: str, path: Path
+    plan: Plan,
+    rows: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    picture: str,
+    path: Path,
+    more: Sequence[str] = (),
 ) -> None:
     """Writes the page.
 
@@ -40,6 +46,7 @@ def write_markdown(
         pairs: of :func:`tcl_zoo.reproduce.results.pairs`.
         picture: file name of the picture, or "".
         path: of the page.
+        more: lines at its end.
     """
     note, grid = scale_note(plan), plan.grid
     done, wanted = sum(row["n"] for row in rows), plan.seeds * len(rows)
@@ -57,6 +64,7 @@ def write_markdown(
         lines += ["", "Differences, paired by seed:", "", *_pairs(pairs)]
     if grid.kind == "gradients":
         lines += ["", _RESPONSES]
+    lines += more
     text = "\n".join(lines) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
