@@ -69,8 +69,8 @@ _ROWS: dict[str, dict[str, Any]] = {
                          "queue_epochs": 50.0, "freeze_epochs": 2.0, **_MULTI_CROP}},
     "wmse": {"lr": 2e-3, "weight_decay": 1e-6, "optimizer": "adam", "projector_hidden": 1024, "projector_dim": 64,
              "augmentation": "wmse", "options": {"whitening_size": 128, "whitening_eps": 0.0}},
-    # ARB: rate, optimiser and scale are those of Barlow Twins, whose loss it starts from, for want of a better source; the
-    # whitening's epsilon is that of its authors' code.
+    # ARB: rate, optimiser and scale are those of Barlow Twins, whose loss it starts from, for want of a better source;
+    # the whitening's epsilon is that of its authors' code.
     "arb": {"lr": 0.3, "projector_dim": 2048, "augmentation": "asymmetric",
             "options": {"loss_scale": 0.1, "whitening_eps": 1e-5}},
     "barlow": {"lr": 0.3, "projector_dim": 2048, "augmentation": "asymmetric",
