@@ -106,8 +106,8 @@ _DIGITS: dict[str, dict[str, Any]] = {
     "swav": {"options": {"sinkhorn_epsilon": 0.03, "freeze_epochs": 15.0}},
     # 128 images do not whiten 64 dimensions: the two views' whitened rows are noise to each other.
     "wmse": {"projector_dim": 16},
-    # The redundancy's weight goes with the dimensions it sums over. 512 of them, made of 64 features, hold too few factors
-    # to be told apart: the correlation of the views was given up instead.
+    # The redundancy's weight goes with the dimensions it sums over. 512 of them, made of 64 features, hold too few
+    # factors to be told apart: the correlation of the views was given up instead.
     "barlow": {"projector_dim": 128, "options": {"redundancy": 0.02}},
 }
 _WIDE = ("vicreg", "barlow", "simsiam", "arb")  # in Table 5.2 with 2048 dimensions, the others with 256
