@@ -12,7 +12,8 @@ NAME = "table-5.2"
 _RANDOM = "random encoder"
 _LEGEND = (
     "linear: logistic regression on all labels; few: on 10 labels of each class, mean of 5 draws; above random: linear "
-    "minus that of the untrained encoder. CPU s: of the whole training, one thread; MB: memory beyond the data's. "
+    "minus that of the untrained encoder. s/epoch: wall time, with whatever else the machine did; CPU s: of the whole "
+    "training, the steadier figure; MB: memory beyond the data's. "
     "One seed, so differences of a few images say nothing."
 )
 
