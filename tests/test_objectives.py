@@ -223,7 +223,8 @@ def test_simsiam_holds_its_target():
 
 @pytest.mark.parametrize("crops", [0, 3])
 def test_dino(crops):
-    objective, plan = make("dino", options={"local_crops": crops, "teacher_temperature": 0.07})
+    options = {"local_crops": crops, "teacher_temperature": 0.07, "warmup_temperature": 0.04}
+    objective, plan = make("dino", options=options)
     moved(objective)
     objective.loss.center += torch.linspace(-0.2, 0.2, 7)
     centre = objective.loss.center.flatten().double().numpy()
