@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import multiprocessing
@@ -27,7 +28,7 @@ from tcl_zoo.recipes import DATA, Recipe, override, recipe
 from tcl_zoo.splits import holdout
 from tcl_zoo.train import train
 
-from .timing import write_csv
+from .timing import HERE, write_csv
 
 _ENCODER, _BATCH, _VIEWS = "resnet20", 128, (2, 3, 4)
 
@@ -43,7 +44,10 @@ class Setting(NamedTuple):
 
 
 # CIFAR-10 at half its side: four times the epochs in the same time.
-SETTINGS = {"digits": Setting(0, 8, 300, 15, "simaugment"), "cifar10": Setting(5000, 16, 5000, 20, "simaugment_blur")}
+SETTINGS = {
+    "digits": Setting(0, 8, 300, 40, "simaugment_mild"),
+    "cifar10": Setting(5000, 16, 5000, 20, "simaugment_blur"),
+}
 _FEW, _DRAWS = 10, 5  # labels of a class, and how often they are drawn
 
 
@@ -55,7 +59,9 @@ def contestants() -> dict[str, tuple[str, int]]:
 
 def plan(dataset: str, objective: str, views: int, epochs: int, settings: list[str]) -> Recipe:
     """The method's own recipe but for what all share."""
-    base = recipe(f"{objective}_{_ENCODER}_{dataset}.e{epochs}")
+    base = recipe(f"{objective}_{_ENCODER}_{dataset}")
+    if epochs != base.epochs:
+        base = recipe(f"{base.name}.e{epochs}")
     batch: dict[str, Any] = {"views": views, "batch_views": views * _BATCH}
     return override(dataclasses.replace(base, augmentation=SETTINGS[dataset].augmentation, **batch), settings)
 
@@ -83,7 +89,7 @@ def run(
     quick: bool = False, data_dir: str = "data", datasets: tuple[str, ...] = tuple(SETTINGS),
     methods: tuple[str, ...] = (), tune: bool = False, epochs: int = 0, settings: list[str] | None = None,
 ) -> None:  # fmt: skip
-    """Prints a line per method; writes ssl_<dataset>.csv where nothing was changed.
+    """Prints a line per method; enters it into ssl_<dataset>.csv where nothing was changed.
 
     Args:
         quick: one epoch, to see that everything runs.
@@ -105,31 +111,48 @@ def run(
         print(f"images, {SETTINGS[dataset].augmentation}; {torch.get_num_threads()} thread(s)")
         print(f"probes on {len(test):,} {'held-out' if tune else 'test'} images; few: {_FEW} labels of a class")
         print(f"{'method':<16} linear  gain    few  gain    kNN s/epoch CPU s  MB     loss  std  rank")
-        torch.manual_seed(0)
-        untrained = timm.create_model(f"{_ENCODER}_cifar", num_classes=0, in_chans=DATA[dataset].in_chans)
-        base = _probes(untrained, dataset, train_split, test)
+        base = random_encoder(dataset, train_split, test)
         print(
             f"{'random encoder':<16} {base['linear']:6.2f}       {base['few']:6.2f}       {base['knn20']:6.2f}",
             flush=True,
         )
-        rows: list[dict[str, Any]] = []
+        shared = {"encoder": _ENCODER, "side": side, "epochs": count, "train_images": len(train_split)}
+        shared |= {"batch_images": _BATCH, "augmentation": SETTINGS[dataset].augmentation, "test_images": len(test)}
         for name, (objective, views) in contestants().items():
             if methods and not name.startswith(methods):
                 continue
             chosen = plan(dataset, objective, views, count, settings or [])
             row: dict[str, Any] = {"method": name} | _in_process(chosen, train_split, test)
             row |= {"gain": row["linear"] - base["linear"], "few_gain": row["few"] - base["few"]}
-            rows.append(row)
             print(_line(name, row), flush=True)
-            if not (quick or methods or tune or epochs or settings):
-                first = dict.fromkeys(rows[0], "") | {"method": "random encoder"} | base
-                write_csv(f"ssl_{dataset}", [first, *rows])
+            if not (quick or tune or epochs or settings):
+                _enter(dataset, base, row | shared, tuple(shared))
+
+
+def _enter(dataset: str, base: dict[str, float], row: dict[str, Any], shared: tuple[str, ...]) -> None:
+    """Writes a method's row beside those of the others that were measured at the same setting."""
+    file = HERE / f"ssl_{dataset}.csv"
+    known: list[dict[str, Any]] = []
+    if file.is_file():
+        with file.open(newline="", encoding="utf-8") as handle:
+            known = list(csv.DictReader(handle))
+    rows = {line["method"]: line for line in known if all(line.get(key) == str(row[key]) for key in shared)}
+    rows[row["method"]] = row
+    first = dict.fromkeys(row, "") | {"method": "random encoder"} | base
+    write_csv(f"ssl_{dataset}", [first, *(rows[name] for name in contestants() if name in rows)])
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
     scores = f"{name:<16} {row['linear']:6.2f} {row['gain']:5.1f} {row['few']:6.2f} {row['few_gain']:5.1f}"
     cost = f"{row['knn20']:6.2f} {row['seconds_per_epoch']:7.1f} {row['cpu_seconds']:5.0f} {row['peak_mb']:3.0f}"
     return f"{scores} {cost} {row['loss']:8.3f} {row['embedding_std']:4.2f} {row['effective_rank']:5.1f}"
+
+
+def random_encoder(dataset: str, train_split: Split, test: Split) -> dict[str, float]:
+    """The probes of the encoder as it is before any training."""
+    torch.manual_seed(0)
+    untrained = timm.create_model(f"{_ENCODER}_cifar", num_classes=0, in_chans=DATA[dataset].in_chans)
+    return _probes(untrained, dataset, train_split, test)
 
 
 def _probes(model: Any, dataset: str, train_split: Split, test: Split) -> dict[str, float]:
@@ -158,14 +181,15 @@ def _peak_mb() -> float:
 
 
 def _in_process(plan: Recipe, train_split: Split, test: Split) -> dict[str, Any]:
-    """:func:`_measure` in a process of its own: its peak of memory is the method's."""
+    """:func:`measure` in a process of its own: its peak of memory is the method's."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightly.loss", "tcl_zoo.train", "tcl_zoo.evaluate"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure, plan, train_split, test, torch.get_num_threads()).result()
+        return pool.submit(measure, plan, train_split, test, torch.get_num_threads()).result()
 
 
-def _measure(plan: Recipe, train_split: Split, test: Split, threads: int) -> dict[str, Any]:
+def measure(plan: Recipe, train_split: Split, test: Split, threads: int) -> dict[str, Any]:
+    """Trains and probes; the figures of a row."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()

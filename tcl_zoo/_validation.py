@@ -15,6 +15,7 @@ AUGMENTATIONS = (
     "autoaugment",
     "simaugment",
     "simaugment_blur",
+    "simaugment_mild",
     "symmetric",
     "symmetric_weak",
     "asymmetric",

@@ -22,6 +22,7 @@ NAMES = ("autoaugment_thesis", "autoaugment", "simaugment", "crop_flip", "crop",
 WEAK, BYOL, STRONG = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1), (0.8, 0.8, 0.8, 0.2)
 VIEWS = {
     "simaugment_blur": [(0.2, WEAK, 0.8, 0.2, 0.5, 0)],
+    "simaugment_mild": [(0.5, WEAK, 0.8, 0.2, 0, 0)],
     "symmetric": [(0.08, STRONG, 0.8, 0.2, 0.5, 0)],
     "symmetric_weak": [(0.08, WEAK, 0.8, 0.2, 0.5, 0)],
     "asymmetric": [(0.08, BYOL, 0.8, 0.2, 0, 0), (0.08, BYOL, 0.8, 0.2, 0, 0.2)],

@@ -174,14 +174,18 @@ def test_queue_overwrites_the_oldest():
         sequence.append(objective.queue.rows.clone())
 
 
-def test_ressl():
-    objective, plan = make("ressl")
-    moved(objective)
+@pytest.mark.parametrize("epochs", [0, 7])
+def test_ressl(epochs):
+    objective, plan = make("ressl", options={"infonce_epochs": epochs, "teacher_temperature": 0.04})
+    moved(objective)  # epoch 6
     strong, weak = images(2).chunk(2)
     (q,), (k,) = rows(objective.projector, of=[strong]), rows(objective.teacher.head, of=[weak])
     queue = objective.queue.rows[0].double().numpy()
     target = softmax(unit(k) @ queue.T / 0.04)
     expected = -(target * np.log(softmax(unit(q) @ queue.T / plan.temperature))).sum(1).mean()
+    if epochs:  # the own key is to be found first
+        own = np.sum(unit(q) * unit(k), axis=1, keepdims=True)
+        expected = -np.log(softmax(np.hstack([own, unit(q) @ queue.T]) / plan.temperature)[:, 0]).mean()
     assert loss_of(objective, torch.cat([strong, weak])) == pytest.approx(expected, rel=1e-5)
 
 
@@ -216,7 +220,8 @@ def test_simsiam_holds_its_target():
 
 @pytest.mark.parametrize("crops", [0, 3])
 def test_dino(crops):
-    objective, plan = make("dino", options={"local_crops": crops, "teacher_temperature": 0.07})
+    options = {"local_crops": crops, "teacher_temperature": 0.07, "warmup_temperature": 0.04}
+    objective, plan = make("dino", options=options)
     moved(objective)
     objective.loss.center += torch.linspace(-0.2, 0.2, 7)
     centre = objective.loss.center.flatten().double().numpy()
@@ -262,7 +267,7 @@ def test_vicreg():
 
 
 def test_barlow_twins():
-    objective, _ = make("barlow")
+    objective, _ = make("barlow", options={"redundancy": 5e-3})
     batch = images(2)
     z = rows(objective.projector, of=batch.chunk(2))
     c = np.corrcoef(z[0].T, z[1].T)[:DIM, DIM:]
@@ -306,7 +311,9 @@ def test_wmse():
 @pytest.mark.parametrize("crops", [0, 2])
 @pytest.mark.parametrize("queued", [False, True])
 def test_swav(crops, queued):
-    objective, plan = make("swav", options={"local_crops": crops, "queue_epochs": 0 if queued else 5})
+    objective, plan = make(
+        "swav", options={"local_crops": crops, "queue_epochs": 0 if queued else 5, "sinkhorn_epsilon": 0.05}
+    )
     large, small = images(2), images(crops, seed=1)
     z = rows(objective.projector, of=large.chunk(2))
     if crops:  # one batch: they share their batch norm
@@ -431,6 +438,22 @@ def test_resume_is_bit_equal(name, digits, tmp_path, monkeypatch):
             b["loss"], b["embedding_std"], b["effective_rank"]
         )  # fmt: skip
         assert 0 < a["embedding_std"] < 1.5 and 1 <= a["effective_rank"] <= 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ressl", "moco", "barlow"])
+def test_what_is_learnt_is_worth_ten_points(name, monkeypatch):
+    """Those that collapse most easily, as in benchmarks/ssl_digits.csv: linear probe on digits' test split."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    from benchmarks import ssl
+
+    train_split, test = ssl.splits("digits", "", tune=False)
+    assert (len(train_split), len(test)) == (1437, 360)
+    before = ssl.random_encoder("digits", train_split, test)
+    plan = ssl.plan("digits", name, 2, ssl.SETTINGS["digits"].epochs, [])
+    after = ssl.measure(plan, train_split, test, torch.get_num_threads())
+    assert after["linear"] >= before["linear"] + 10, (before, after)
+    assert after["cpu_seconds"] < 300
 
 
 def test_without_lightly():

@@ -198,6 +198,7 @@ def test_tcl_without_labels_is_the_theses():
         simclr = recipe(f"simclr_resnet18_{dataset}")
         assert (simclr.views, simclr.k1, simclr.k2) == (2, 0, 1)
     assert recipe("tcl_ssl_resnet18_cifar10.views4").batch_images == 256
+    assert recipe("tcl_ssl_resnet20_digits.views4").batch_images == recipe("tcl_ssl_resnet20_digits").batch_images
 
 
 def test_warm_up_then_cosine():

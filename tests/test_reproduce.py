@@ -20,13 +20,14 @@ from tcl_zoo import train as train_module
 from tcl_zoo.datasets import FolderSplit
 from tcl_zoo.errors import RecipeError, TrainingError
 from tcl_zoo.progress import duration
-from tcl_zoo.recipes import recipe
+from tcl_zoo.recipes import SELF_SUPERVISED, recipe
 from tcl_zoo.reproduce.grids import GRIDS
 from tcl_zoo.reproduce.overview import write_overview
 from tcl_zoo.reproduce.plan import Plan
 from tcl_zoo.reproduce.results import interval, render, verdict
 from tcl_zoo.reproduce.runner import Store, checked_shard, rates, run_all, seconds_left, shard
 from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, balanced, moved, scaled
+from tcl_zoo.reproduce.small import small_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPERVISED = [name for name in GRIDS if name != "table-5.2"]
@@ -387,3 +388,31 @@ def test_wrong_use_is_one_line_and_exit_code_2(arguments, message, capsys, monke
 
 def test_durations():
     assert [duration(s) for s in (40, 300, 20_000, 300_000)] == ["40 s", "5 min", "5.6 h", "3.5 days"]
+
+
+def test_the_small_scale_stands_beside_the_thesis(tmp_path):
+    """From what the benchmark wrote; a folder without it adds nothing."""
+    (tmp_path / "benchmarks").mkdir()
+    columns = "method,linear,few,knn20,seconds_per_epoch,cpu_seconds,peak_mb,gain,"
+    columns += "encoder,side,epochs,train_images,batch_images,augmentation,test_images\n"
+    end = "resnet20,8,7,1437,128,simaugment_mild,360\n"
+    text = f'{columns}random encoder,85.5,66,73,{"," * 10}\n"tcl_ssl, 4 views",97.25,90,95,1.5,60,128,11.75,{end}'
+    text += f"swav,80.5,60,70,1,40,99,-5,{end}"
+    plan, store = Plan.of(GRIDS["table-5.2"], Scale()), Store(tmp_path / "runs", tmp_path / "cards")
+    without = render(plan, store, tmp_path / "results")[-1].read_text()
+    (tmp_path / "benchmarks" / "ssl_digits.csv").write_text(text)
+    page = render(plan, store, tmp_path / "results")[-1].read_text()
+    assert "SMALL SCALE" not in without and page.startswith(without)
+    assert "SMALL SCALE: resnet20 on digits at 8 px, 7 epochs of 1,437 images, 128 a step" in page
+    assert "one is 0.28 points" in page
+    assert "| random encoder | - | - | - | 85.50 | - | 66.00 | 73.00 | - | - | - |" in page
+    assert "| tcl_ssl, 4 views | 91.8 | 67.2 | 78.4 | 97.25 | +11.75 | 90.00 | 95.00 | 1.50 | 60 | 128 |" in page
+    assert "| swav | 89.2 | 64.7 | 74.3 | 80.50 | -5.00 |" in page
+    overview = write_overview(tmp_path / "results", ROOT / "model_cards", tmp_path / "RESULTS.md").read_text()
+    assert overview.index("\n## table-5.2\n") < overview.index("SMALL SCALE") and "| 97.25 | +11.75 |" in overview
+
+
+def test_the_committed_small_scale_has_every_method():
+    lines = small_scale(ROOT / "benchmarks")
+    named = {line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("|")}
+    assert {"tcl_ssl, 2 views", "tcl_ssl, 3 views", "tcl_ssl, 4 views", *SELF_SUPERVISED} - named == {"tcl_ssl"}

@@ -10,6 +10,7 @@ from ..recipes import Recipe
 from ._base import Views
 from ._networks import Queue, Teacher, head
 from ._self_supervised import SelfSupervised, full_precision, single
+from .moco import moco_loss
 
 
 def ressl_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, teacher_temperature: float) -> Tensor:
@@ -29,7 +30,8 @@ class ReSSL(SelfSupervised):
 
     Args:
         recipe: temperature, the projector's sizes; ``ema_base``, ``ema_final``, ``queue_size``,
-            ``teacher_temperature``.
+            ``teacher_temperature``, ``infonce_epochs`` in which the keys are told apart first (Zheng et al. 2022,
+            "Weak Augmentation Guided Relational Self-Supervised Learning"): before that similarities say little.
         encoder: what is trained.
     """
 
@@ -52,7 +54,10 @@ class ReSSL(SelfSupervised):
         if self.progress == 0:
             self.queue.start(self._keys)
         with full_precision(queries):
-            loss = ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
+            if self.epoch < self.options["infonce_epochs"]:
+                loss = moco_loss(queries, keys, self.queue.rows[0], self.temperatures[0])
+            else:
+                loss = ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
         return shared(loss, len(labels))
 
     def after_step(self, encoder: nn.Module, progress: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ def scale_note(plan: Plan) -> str:
 
 
 def write_markdown(
-    plan: Plan, rows: list[dict[str, Any]], pairs: list[dict[str, Any]], picture: str, path: Path
+    plan: Plan,
+    rows: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    picture: str,
+    path: Path,
+    more: Sequence[str] = (),
 ) -> None:
     """Writes the page.
 
@@ -40,6 +46,7 @@ def write_markdown(
         pairs: of :func:`tcl_zoo.reproduce.results.pairs`.
         picture: file name of the picture, or "".
         path: of the page.
+        more: lines at its end.
     """
     note, grid = scale_note(plan), plan.grid
     done, wanted = sum(row["n"] for row in rows), plan.seeds * len(rows)
@@ -57,6 +64,7 @@ def write_markdown(
         lines += ["", "Differences, paired by seed:", "", *_pairs(pairs)]
     if grid.kind == "gradients":
         lines += ["", _RESPONSES]
+    lines += more
     text = "\n".join(lines) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -64,28 +72,31 @@ def write_markdown(
 def _table(rows: list[Row], axis: str, gradients: bool) -> list[str]:
     head = ["" if gradients else axis, "", "thesis", "ours (mean)", "n", "95 % interval", "difference"]
     head += ["positives", "negatives"] if gradients else []
-    lines = [_line([*head, "test images", "status"]), _line(["---"] * (len(head) + 2))]
+    lines = [table_line([*head, "test images", "status"]), table_line(["---"] * (len(head) + 2))]
     for row in rows:
         values = [row["row"], row["series"], number(row["thesis"]), number(row["ours"], 2), str(row["n"])]
         values += [spread(row["ci95"], 2), number(row["difference"], 2, "+")]
         if gradients:
             values += [f"{number(row[k], 3)} {spread(row[k + '_ci95'], 3)}".strip() for k in ("positives", "negatives")]
         status = MISSING if row["status"].startswith(MISSING) else row["status"]
-        lines.append(_line([*values, number(row["test_images"], 0), status]))
+        lines.append(table_line([*values, number(row["test_images"], 0), status]))
     return lines
 
 
 def _pairs(pairs: list[Row]) -> list[str]:
-    lines = [_line(["", "minus", "of", "thesis", "ours (mean)", "n", "95 % interval", "is"]), _line(["---"] * 8)]
+    lines = [
+        table_line(["", "minus", "of", "thesis", "ours (mean)", "n", "95 % interval", "is"]),
+        table_line(["---"] * 8),
+    ]
     for pair in pairs:
         digits = 2 if pair["measure"] == "top1" else 3
         what = [pair["first"], pair["second"], MEASURES[pair["measure"]]]
         values = [number(pair["thesis"], 2, "+"), number(pair["difference"], digits, "+"), str(pair["n"])]
-        lines.append(_line([*what, *values, spread(pair["ci95"], digits), pair["verdict"]]))
+        lines.append(table_line([*what, *values, spread(pair["ci95"], digits), pair["verdict"]]))
     return lines
 
 
-def _line(values: list[str]) -> str:
+def table_line(values: list[str]) -> str:
     return "| " + " | ".join(value.replace("|", "/") for value in values) + " |"
 
 

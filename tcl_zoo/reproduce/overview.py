@@ -17,6 +17,7 @@ from .grids import GRIDS, Grid
 from .markdown import MEASURES, _line, number, spread
 from .plan import MISSING
 from .scale import IMAGES
+from .small import NAME, small_scale
 
 _INTRO = """# Results
 
@@ -103,6 +104,8 @@ def _section(name: str, grid: Grid, tables: dict[str, list[dict[str, str]]], res
     else:
         known = f" ([the thesis's figures]({_beside(results, path)}/{name}.md))" if rows else ""
         lines += [f"Full scale: not run yet{known}.", "", f"    python scripts/reproduce.py {name} --data-dir data", ""]
+        if name == NAME and (small := small_scale(results.parent / "benchmarks")):
+            lines += ["### Small scale", *small, ""]
     for stem in smaller:
         lines += _page(results / f"{stem}.md", path, f"Scaled: {stem.partition('_')[2]}")
     return lines

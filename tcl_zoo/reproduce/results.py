@@ -21,6 +21,7 @@ from .grids import Cell
 from .markdown import write_markdown
 from .plan import Plan
 from .runner import State, Store
+from .small import NAME, small_scale
 
 Row = dict[str, Any]
 
@@ -187,7 +188,8 @@ def render(plan: Plan, store: Store, folder: Path) -> list[Path]:
     if over_steps or (any(row["n"] for row in rows) and plan.grid.kind == "top1"):
         files.append(picture)
     files.append(folder / f"{plan.stem}.md")
-    write_markdown(plan, rows, compared, picture.name if picture in files else "", files[-1])
+    small = small_scale(folder.parent / "benchmarks") if plan.stem == NAME else []
+    write_markdown(plan, rows, compared, picture.name if picture in files else "", files[-1], small)
     return files
 
 
