@@ -45,7 +45,7 @@ class Setting(NamedTuple):
 
 # CIFAR-10 at half its side: four times the epochs in the same time.
 SETTINGS = {
-    "digits": Setting(0, 8, 300, 40, "simaugment_mild"),
+    "digits": Setting(0, 8, 300, 60, "simaugment_mild"),
     "cifar10": Setting(5000, 16, 5000, 20, "simaugment_blur"),
 }
 _FEW, _DRAWS = 10, 5  # labels of a class, and how often they are drawn

@@ -14,7 +14,7 @@ from ..recipes import recipe
 from ..runs import write_atomically
 from ..thesis import REPORTED
 from .grids import GRIDS, Grid
-from .markdown import MEASURES, _line, number, spread
+from .markdown import MEASURES, table_line, number, spread
 from .plan import MISSING
 from .scale import IMAGES
 from .small import NAME, small_scale
@@ -69,12 +69,12 @@ def _count(rows: list[dict[str, str]]) -> str:
 
 
 def _glance(tables: dict[str, list[dict[str, str]]]) -> list[str]:
-    lines = [_line(["", "shows", "full scale", "scaled"]), _line(["---"] * 4)]
+    lines = [table_line(["", "shows", "full scale", "scaled"]), table_line(["---"] * 4)]
     for name, grid in GRIDS.items():
         full = _count(tables[name]) if name in tables else f"0 of {len(grid.cells)} cells"
         smaller = "; ".join(f"{stem.partition('_')[2]}: {_count(tables[stem])}" for stem in _scaled(name, tables))
         link = f"[{name}](#{name.replace('.', '')})"
-        lines.append(_line([link, grid.title, full, smaller or "not yet"]))
+        lines.append(table_line([link, grid.title, full, smaller or "not yet"]))
     return lines
 
 
@@ -89,10 +89,10 @@ def _orderings(results: Path) -> list[str]:
                 value = f"{number(float(pair['difference']), digits, '+')} {spread(float(pair['ci95']), digits)}"
                 where = file.name.removesuffix(".pairs.csv")
                 what = [pair["first"], pair["second"], MEASURES[pair["measure"]]]
-                lines.append(_line([where, *what, value, pair["n"], pair["verdict"]]))
+                lines.append(table_line([where, *what, value, pair["n"], pair["verdict"]]))
     if not lines:
         return []
-    head = [_line(["", "", "minus", "of", "mean, 95 % interval", "seeds", "is"]), _line(["---"] * 7)]
+    head = [table_line(["", "", "minus", "of", "mean, 95 % interval", "seeds", "is"]), table_line(["---"] * 7)]
     return ["## What the intervals say", "", "Paired by seed; at least two seeds.", "", *head, *lines, ""]
 
 
@@ -131,21 +131,27 @@ def _released(cards: Path) -> list[str]:
         if "tcl_zoo" in config:
             facts[config["tcl_zoo"]["name"]] = config["tcl_zoo"]
     head = ["name", "thesis", "ours", "difference", "n test images", "seeds", "hardware", "training"]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = [table_line(head), table_line(["---"] * len(head))]
     for name, card in facts.items():
         results, theirs = card["results"], REPORTED.get(name)
         ours, environment = results["top1"], card.get("environment", {})
         lines.append(
-            _line(
+            table_line(
                 [f"[{name}](model_cards/{name}/README.md)", number(theirs[0]) if theirs else "-", number(ours, 2),
                  number(ours - theirs[0], 2, "+") if theirs else "-", number(results["n"], 0),
                  f"1 (seed {results['seed']})", environment.get("hardware", "-"), duration(card["seconds"])]
             )
         )  # fmt: skip
-    lines += ["", "Not trained yet, and why:", "", _line(["name", "thesis", "where", "why not"]), _line(["---"] * 4)]
+    lines += [
+        "",
+        "Not trained yet, and why:",
+        "",
+        table_line(["name", "thesis", "where", "why not"]),
+        table_line(["---"] * 4),
+    ]
     for name, (top1, where) in REPORTED.items():
         if name not in facts:
-            lines.append(_line([name, number(top1), where, _why_not(name)]))
+            lines.append(table_line([name, number(top1), where, _why_not(name)]))
     return lines
 
 
