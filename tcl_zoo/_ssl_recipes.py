@@ -138,7 +138,7 @@ def ssl_fields(objective: str, encoder: str, dataset: str) -> dict[str, Any]:
     if dataset == "digits":
         fields |= {"augmentation": "simaugment_mild", "probe_augmentation": "crop", "crop_padding": 1}
         fields |= {"projector_hidden": 256, "batch_views": fields["batch_views"] // 2}
-        fields, options = _shortened(fields, options, 60)
+        fields, options = shortened(fields, options, 60)
         changes = dict(_DIGITS.get(objective, {}))
         small = _DIGITS_OPTIONS | changes.pop("options", {})
         fields |= changes
@@ -156,7 +156,7 @@ def unused_fields(objective: str) -> set[str]:
     return {"k1", "k2"} | (set() if objective in _WITH_TEMPERATURE else {"temperature"})
 
 
-def _shortened(fields: dict[str, Any], options: dict[str, Any], epochs: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def shortened(fields: dict[str, Any], options: dict[str, Any], epochs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schedule fitted to fewer epochs: what counts epochs shrinks with them."""
     share = epochs / fields["epochs"]
     options = {key: value * share if key.endswith("_epochs") else value for key, value in options.items()}
@@ -180,7 +180,7 @@ def ssl_variants(objective: str, encoder: str, dataset: str, variant: str) -> di
         return None
     number = int(match[2])
     if match[1] == "e" and number <= 500 and number < fields["epochs"]:
-        shorter, options = _shortened(fields, options, number)
+        shorter, options = shortened(fields, options, number)
         return {key: shorter[key] for key in ("epochs", "warmup_epochs")} | {"options": options}
     if match[1] == "views" and objective == "tcl_ssl" and number in (2, 3, 4):
         return {"views": number, "batch_views": number * fields["batch_views"] // fields["views"]}

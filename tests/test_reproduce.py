@@ -416,3 +416,19 @@ def test_the_committed_small_scale_has_every_method():
     lines = small_scale(ROOT / "benchmarks")
     named = {line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("|")}
     assert {"tcl_ssl, 2 views", "tcl_ssl, 3 views", "tcl_ssl, 4 views", *SELF_SUPERVISED} - named == {"tcl_ssl"}
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 0.05, 0.001])
+@pytest.mark.parametrize("encoder", ["", "resnet20"])
+def test_self_supervised_runs_scale(factor, encoder):
+    """Every cell that the encoder has is there; warm-ups end early; names fit a file system."""
+    entries = Plan.of(GRIDS["table-5.2"], Scale(factor, encoder)).entries
+    # resnet20 has no recipe for ImageNet-100, and no second size of projector.
+    missing = [e.cell.name for e in entries if e.job is None]
+    assert all(encoder and (name.endswith(".p256") or "imagenet100" in name) for name in missing), missing
+    assert len(entries) - len(missing) >= 20
+    for job in (entry.job for entry in entries if entry.job):
+        assert len(f"{job.key}.failed".encode()) < 200, job.key
+        warm = [v for k, v in job.recipe.options.items() if k.endswith("_epochs")]
+        assert job.recipe.warmup_epochs <= job.recipe.epochs / 10 or factor == 1
+        assert max(warm, default=0) <= job.recipe.epochs / 4, (job.key, warm)

@@ -14,7 +14,7 @@ from ..recipes import recipe
 from ..runs import write_atomically
 from ..thesis import REPORTED
 from .grids import GRIDS, Grid
-from .markdown import MEASURES, table_line, number, spread
+from .markdown import MEASURES, number, spread, table_line
 from .plan import MISSING
 from .scale import IMAGES
 from .small import NAME, small_scale

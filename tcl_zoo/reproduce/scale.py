@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .._ssl_recipes import shortened
 from ..errors import RecipeError
-from ..recipes import DATA, Recipe, override, recipe
+from ..recipes import DATA, Recipe, flat, override, recipe
 from ..splits import FolderSplit, Split, subset
 from .grids import ENCODERS, GRIDS, TITLES, Cell, Grid
 
@@ -56,7 +57,7 @@ class Job:
     @property
     def key(self) -> str:
         """Name of the run folder: the recipe's, and what differs from it."""
-        own, plain = self.recipe.to_dict(), recipe(self.recipe.name).to_dict()
+        own, plain = flat(self.recipe.to_dict()), flat(recipe(self.recipe.name).to_dict())
         if own["probe_batch"] == self.recipe.batch_images:
             del own["probe_batch"]  # it follows from the batch
         parts = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
@@ -84,6 +85,9 @@ def scaled(cell: Cell, scale: Scale, seed: int = 0) -> Job:
     base = recipe(cell.name)
     if scale.dataset:
         base = recipe(f"{base.objective}_{scale.encoder or base.encoder}_{scale.dataset}")
+    elif scale.encoder and scale.encoder != base.encoder and base.self_supervised:
+        # Heads and queues are fitted to the encoder: another one has a recipe of its own.
+        base = recipe(f"{base.objective}_{scale.encoder}_{base.dataset}{base.variant and '.' + base.variant}")
     elif scale.encoder and scale.encoder != base.encoder:
         # The cell's own values, as they are what the figure varies, on another encoder.
         name = f"{base.objective}_{scale.encoder}_{base.dataset}"
@@ -95,10 +99,18 @@ def scaled(cell: Cell, scale: Scale, seed: int = 0) -> Job:
     least = MIN_EPOCHS if base.contrastive else MIN_EPOCHS * 3 // 2
     wanted, kept = base.epochs * scale.factor, min(base.epochs, least)
     if wanted >= kept:
-        return Job(dataclasses.replace(base, epochs=round(wanted)))
+        return Job(_with_epochs(base, round(wanted)))
     classes = DATA[base.dataset].num_classes
     images = max(1, round(IMAGES[base.dataset] * wanted / kept / classes)) * classes
-    return Job(dataclasses.replace(base, epochs=kept), images)
+    return Job(_with_epochs(base, kept), images)
+
+
+def _with_epochs(base: Recipe, epochs: int) -> Recipe:
+    """The recipe with its schedule fitted to so many epochs: warm-ups and the like shrink with them."""
+    if not base.self_supervised:
+        return dataclasses.replace(base, epochs=epochs)
+    fields, options = shortened(base.to_dict(), dict(base.options), epochs)
+    return dataclasses.replace(base, epochs=epochs, warmup_epochs=fields["warmup_epochs"], options=options)
 
 
 def moved(grid: Grid, scale: Scale) -> Grid:
