@@ -127,8 +127,8 @@ class Trainer:
             except RuntimeError as error:
                 self.accelerator.print(f"without CUDA graphs: {str(error).splitlines()[0]}")
                 self._graphs = False
-                return self.backward(views, labels)
-        return self._graphed(views, labels)
+        # Outside of the handler, whose error holds on to what the failed capture allocated.
+        return self._graphed(views, labels) if self._graphed else self.backward(views, labels)
 
     def _parts(self, views: Views, labels: Tensor) -> Iterator[tuple[Views, Tensor]]:
         if self.accumulation == 1:
