@@ -27,8 +27,10 @@ def main() -> int:
     choices = (*SUITES, "all", "epoch", "finetune")
     parser.add_argument("suites", nargs="+", choices=choices, metavar="SUITE", help=", ".join(choices))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl, finetune: where CIFAR-10 is")
-    parser.add_argument("--encoder", default="", metavar="NAME", help="finetune: a name or folder, not of CIFAR-10")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl, finetune, probe: where CIFAR-10 is")
+    parser.add_argument(
+        "--encoder", default="", metavar="NAME", help="finetune: a name or folder, not of CIFAR-10; probe: a run folder"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="finetune: draws of the images (default: 5)")
     parser.add_argument("--tune", action="store_true", help="finetune: compare settings, on training images")
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="finetune: where its runs go (default: runs)")
@@ -45,7 +47,13 @@ def main() -> int:
     from benchmarks import analysis, augment, finetune, loop, loss, probe, ssl, startup
 
     runs: dict[str, Callable[[bool], None]]
-    runs = {"loss": loss.run, "augment": augment.run, "loop": loop.run, "probe": probe.run, "startup": startup.run}
+    runs = {
+        "loss": loss.run,
+        "augment": augment.run,
+        "loop": loop.run,
+        "probe": partial(probe.run, encoder=args.encoder, data_dir=args.data_dir),
+        "startup": startup.run,
+    }
     runs |= {"analysis": analysis.run, "processes": loop.processes, "ssl": partial(ssl.run, data_dir=args.data_dir)}
     runs["finetune"] = partial(
         finetune.run, encoder=args.encoder, seeds=args.seeds, tune=args.tune, data_dir=args.data_dir,
