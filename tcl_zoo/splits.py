@@ -166,6 +166,9 @@ class _Loader(DataLoader[Any]):
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Holds SIGINT back; processes that are started meanwhile never see it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
