@@ -105,19 +105,27 @@ def _report(what: str) -> None:
 def _missing() -> str:
     """Which process failed, as far as the survivors can tell; waits for their reports."""
     world, own = dist.get_world_size(), dist.get_rank()
-    silent, deadline = set(range(world)) - {own}, time.monotonic() + _PATIENCE
+    others = set(range(world)) - {own}
+    deadline = time.monotonic() + _PATIENCE
     try:
         store = _store()
         store.set(_key(own), _LOST)
-        while silent and time.monotonic() < deadline:
-            for rank in sorted(silent):
+        reports: dict[int, str] = {}
+        while len(reports) < len(others) and time.monotonic() < deadline and set(reports.values()) <= {_LOST}:
+            for rank in others - set(reports):
                 if store.check([_key(rank)]):
-                    what = store.get(_key(rank)).decode()
-                    if what != _LOST:
-                        return f"process {rank} of {world} failed: {what}"
-                    silent.discard(rank)
+                    reports[rank] = store.get(_key(rank)).decode()
             time.sleep(0.1)
+        store.set(f"{_key(own)}/knows", "")
+        failed = {rank: what for rank, what in reports.items() if what != _LOST}
+        if own == 0:  # as a rule this process keeps the store: the others read it, too
+            alive = others - set(failed) if failed else set(reports)
+            waiting = [f"{_key(rank)}/knows" for rank in alive]
+            while waiting and time.monotonic() < deadline + 2 and not store.check(waiting):
+                time.sleep(0.1)
     except RuntimeError:
         return f"process 0 of {world}, which kept the group together, is gone"
-    names = ", ".join(str(rank) for rank in sorted(silent)) or "?"
+    for rank, what in failed.items():
+        return f"process {rank} of {world} failed: {what}"
+    names = ", ".join(str(rank) for rank in sorted(others - set(reports))) or "?"
     return f"process {names} of {world} is gone"

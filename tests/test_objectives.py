@@ -441,7 +441,7 @@ def test_resume_is_bit_equal(name, digits, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ressl", "moco", "barlow"])
+@pytest.mark.parametrize("name", ["swav", "moco", "barlow"])
 def test_what_is_learnt_is_worth_ten_points(name, monkeypatch):
     """Those that collapse most easily, as in benchmarks/ssl_digits.csv: linear probe on digits' test split."""
     monkeypatch.syspath_prepend(Path(__file__).parent.parent)
@@ -451,7 +451,7 @@ def test_what_is_learnt_is_worth_ten_points(name, monkeypatch):
     assert (len(train_split), len(test)) == (1437, 360)
     before = ssl.random_encoder("digits", train_split, test)
     plan = ssl.plan("digits", name, 2, ssl.SETTINGS["digits"].epochs, [])
-    after = ssl.measure(plan, train_split, test, torch.get_num_threads())
+    after = ssl.measure(plan, train_split, test, threads=1)  # as the table; waiting threads would count as work
     assert after["linear"] >= before["linear"] + 10, (before, after)
     assert after["cpu_seconds"] < 300
 

@@ -46,7 +46,7 @@ SMALL = {
     "ema_base": 0.9,
 }
 # In float32: sums of large terms that cancel, and small eigenvalues, magnify the rounding of the rows that come in.
-AMPLIFIED = {"vicreg": 5e-6, "arb": 5e-6}
+AMPLIFIED = {"vicreg": 5e-6, "barlow": 5e-6, "arb": 5e-6}
 
 
 def objective_and_views(name: str, dtype: torch.dtype) -> tuple[nn.Module, Objective, torch.Tensor, torch.Tensor]:
