@@ -445,7 +445,7 @@ def test_resume_is_bit_equal(name, digits, tmp_path, monkeypatch):
 def test_what_is_learnt_shows_in_the_probe(name, monkeypatch):
     """Those that collapse most easily, as in benchmarks/ssl_digits.csv: linear probe on digits' test split.
 
-    The table's ten points and more, but for what another machine's rounding makes of one run: up to 5 images of 360.
+    On one thread, as the table: another number of threads rounds otherwise, which is worth an image or two of 360.
     """
     monkeypatch.syspath_prepend(Path(__file__).parent.parent)
     from benchmarks import ssl
@@ -455,7 +455,7 @@ def test_what_is_learnt_shows_in_the_probe(name, monkeypatch):
     before = ssl.random_encoder("digits", train_split, test)
     plan = ssl.plan("digits", name, 2, ssl.SETTINGS["digits"].epochs, [])
     after = ssl.measure(plan, train_split, test, threads=1)  # as the table; waiting threads would count as work
-    assert after["linear"] >= before["linear"] + 8.5, (before, after)
+    assert after["linear"] >= before["linear"] + 10, (before, after)
     assert after["cpu_seconds"] < 300
 
 
