@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 from tcl_zoo.analysis import gradient_responses
 
-from .loop import _endless, _trainer
+from .loop import endless, made_up
 from .timing import alternate, medians, ratio, write_csv
 
 
 def run(quick: bool = False) -> None:
     """Prints the share of a step, were it computed at every one; writes analysis.csv."""
-    trainer = _trainer("tcl_resnet20_cifar100", 8192, "cpu", "fp32")
-    steps, n = _endless(trainer), trainer.recipe.batch_views
+    trainer = made_up("tcl_resnet20_cifar100", 8192, "cpu", "fp32")
+    steps, n = endless(trainer), trainer.recipe.batch_views
     embeddings, labels = F.normalize(torch.randn(n, trainer.recipe.projector_dim)), torch.arange(n) % 100
 
     def step() -> None:

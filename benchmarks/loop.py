@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from tcl_zoo.datasets import Split
 from tcl_zoo.objectives import Views
-from tcl_zoo.recipes import recipe
+from tcl_zoo.recipes import override, recipe
 from tcl_zoo.trainer import Trainer
 
 from .augment import images
@@ -23,10 +22,13 @@ from .timing import alternate, medians, ratio, write_csv
 _TARGETS = {"resnet18": 1.10, "resnet20": 1.15}
 
 
-def _trainer(name: str, n: int, device: str, precision: str, compile: bool = False) -> Trainer:
+def made_up(
+    name: str, n: int, device: str, precision: str, compile: bool = False, settings: tuple[str, ...] = ()
+) -> Trainer:
+    """A trainer of recipe ``name`` on ``n`` images of ten classes made for it; ``settings`` as ``--set`` takes them."""
     split = Split(images(n), torch.arange(n) % 10, tuple(map(str, range(10))))
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
-    trainer = Trainer(recipe(name), split, accelerator, compile=compile)
+    trainer = Trainer(override(recipe(name), settings), split, accelerator, compile=compile)
     trainer.network.train()
     return trainer
 
@@ -35,11 +37,11 @@ def run(quick: bool = False) -> None:
     """Prints step over bare encoder; writes loop.csv."""
     rows: list[dict[str, Any]] = []
     for encoder in ("resnet20", "resnet18"):
-        trainer = _trainer(f"tcl_{encoder}_cifar10", 8192, "cpu", "fp32")
+        trainer = made_up(f"tcl_{encoder}_cifar10", 8192, "cpu", "fp32")
         bare = timm.create_model(f"{encoder}_cifar", num_classes=0).train().to(memory_format=torch.channels_last)
         batch = next(trainer.batches.epoch(0))[0]
         assert isinstance(batch, Tensor)
-        steps = _endless(trainer)
+        steps = endless(trainer)
         group = 4 if encoder == "resnet18" else 16
 
         def whole(trainer: Trainer = trainer, steps: Iterator[tuple[Views, Tensor]] = steps, n: int = group) -> None:
@@ -64,7 +66,8 @@ def run(quick: bool = False) -> None:
     write_csv("loop", rows)
 
 
-def _endless(trainer: Trainer) -> Iterator[tuple[Views, Tensor]]:
+def endless(trainer: Trainer) -> Iterator[tuple[Views, Tensor]]:
+    """The batches of epoch after epoch."""
     epoch = 0
     while True:
         yield from trainer.batches.epoch(epoch)
@@ -87,8 +90,8 @@ def epoch(
     from torch.profiler import ProfilerActivity, profile
     from torch.utils.flop_counter import FlopCounterMode
 
-    trainer = _trainer(name, 16_384, device, precision, compile)
-    batches = _endless(trainer)
+    trainer = made_up(name, 16_384, device, precision, compile)
+    batches = endless(trainer)
 
     def run_steps(n: int) -> float:
         started = time.perf_counter()
@@ -100,7 +103,7 @@ def epoch(
     run_steps(max(2, steps // 10))
     seconds = run_steps(steps) / steps
     # Counted on a step of its own that is neither replayed nor compiled: the counter sees what torch dispatches.
-    plain = _trainer(name, trainer.recipe.batch_images, device, precision)
+    plain = made_up(name, trainer.recipe.batch_images, device, precision)
     with FlopCounterMode(display=False) as counter:
         plain.backward(*next(plain.batches.epoch(0)))
     flops, views = counter.get_total_flops(), trainer.recipe.batch_views
@@ -114,26 +117,3 @@ def epoch(
         run_steps(min(steps, 10))
     key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     print(profiler.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=50))
-
-
-def processes(quick: bool = False) -> None:
-    """Seconds of a training on digits with 1 and 2 gloo processes, one thread each; writes processes.csv."""
-    import os
-    import subprocess
-    import sys
-
-    rows = []
-    for ranks in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            # accelerate's launcher starts one process on a CPU, whatever --num_processes says
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-            command += ["scripts/train.py", "tcl_resnet20_digits", "--set", f"epochs={2 if quick else 5}"]
-            command += ["--run-dir", f"{folder}/run", "--protocol", "none", "--cpu"]
-            env = os.environ | {"OMP_NUM_THREADS": "1"}
-            out = subprocess.run(command, capture_output=True, text=True, env=env)
-            if out.returncode:
-                raise RuntimeError(out.stderr[-2000:])
-            seconds = float(out.stdout.split(", weights in")[0].rsplit(" ", 2)[-2])
-            rows.append({"processes": ranks, "seconds": seconds})
-            print(f"{ranks} process(es), one thread each: {seconds:.0f} s of training")
-    write_csv("processes", rows)

@@ -63,15 +63,21 @@ def curves(
     ylabel: str,
     title: str,
     highlight: str = "tcl_zoo",
+    log: bool = True,
 ) -> None:
-    """``benchmarks/<name>.png``: one line each, both axes logarithmic."""
+    """``benchmarks/<name>.png``: one line each, both axes logarithmic or both from 0."""
     from tcl_zoo.pictures import _axes
 
     colours = ["#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#E69F00"]
     figure, axes = _axes(8, 5)
     for (label, (x, y)), colour in zip(lines.items(), _cycle(lines, highlight, colours), strict=True):
         axes.plot(x, y, marker="o", label=label, color=colour, linewidth=3 if label == highlight else 1.8)
-    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if log:
+        axes.set(xscale="log", yscale="log")
+    else:
+        axes.set(xlim=0, ylim=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(HERE / f"{name}.png")

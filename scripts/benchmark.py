@@ -44,7 +44,7 @@ def main() -> int:
     if "finetune" in args.suites and (not args.encoder or args.seeds < 1):
         parser.error("finetune needs an --encoder and at least one of --seeds")
 
-    from benchmarks import analysis, augment, finetune, loop, loss, probe, ssl, startup
+    from benchmarks import analysis, augment, finetune, loop, loss, probe, processes, ssl, startup
 
     runs: dict[str, Callable[[bool], None]]
     runs = {
@@ -54,7 +54,7 @@ def main() -> int:
         "probe": partial(probe.run, encoder=args.encoder, data_dir=args.data_dir),
         "startup": startup.run,
     }
-    runs |= {"analysis": analysis.run, "processes": loop.processes, "ssl": partial(ssl.run, data_dir=args.data_dir)}
+    runs |= {"analysis": analysis.run, "processes": processes.run, "ssl": partial(ssl.run, data_dir=args.data_dir)}
     runs["finetune"] = partial(
         finetune.run, encoder=args.encoder, seeds=args.seeds, tune=args.tune, data_dir=args.data_dir,
         runs_dir=args.runs_dir,
