@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tcl_zoo.memory import keep_freed
+
 from .loop import endless, made_up
 from .timing import by_name, curves, medians, write_csv
 
@@ -50,6 +52,7 @@ def _launched(processes: int, views: int, steps: int) -> float:
 
 def _worker(views: int, steps: int) -> None:
     """Times ``steps`` steps after one that is not counted; the first process prints the seconds of one."""
+    keep_freed()  # as scripts/train.py does
     trainer = made_up("tcl_resnet20_cifar10", 16_384, "cpu", "fp32", settings=(f"batch_views={views}",))
     batches = endless(trainer)
     trainer.step(*next(batches))

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from tcl_zoo.cli import FAILED, OK, STOPPED, Parser, guarded, seconds
+from tcl_zoo.memory import keep_freed
 from tcl_zoo.recipes import DATA, ENCODERS
 from tcl_zoo.reproduce.grids import GRIDS
 
@@ -77,6 +78,7 @@ def main() -> int:
         return OK
     finished, notes = True, list[str]()
     if not args.render:
+        keep_freed()
         finished, notes = run_all(
             jobs, store, args.data_dir, args.time_limit, precision=args.precision, download=args.download,
             cpu=args.cpu, protocol=args.protocol, workers=args.workers,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tcl_zoo import recipe
 from tcl_zoo.cli import OK, STOPPED, Parser, count, count_or_zero, guarded, seconds
+from tcl_zoo.memory import keep_freed
 from tcl_zoo.recipes import override
 
 
@@ -45,6 +46,7 @@ def main() -> int:
                         help="of the linear probe after training (default: cached)")  # fmt: skip
     args = parser.parse_args()
     chosen = override(recipe(args.name), args.set)
+    keep_freed()
 
     from accelerate import PartialState
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +17,12 @@ from . import index
 from .errors import DataError, WeightsError
 from .features import frozen, pooled
 from .images import batched, convert, read, reason, shown
+from .memory import give_back_freed
 from .models import create_model, create_transform
 from .splits import loader, why
 from .weights import SOURCES, by_path
 
 _TRIM_EVERY = 16  # batches
-_LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Pipeline:
         forward = pooled(self.model)
         for number, (images, reasons) in enumerate(batches):
             if number % _TRIM_EVERY == 0:
-                _trim()
+                give_back_freed()
             if len(images):
                 with frozen(self.model):
                     images = forward(images.to(self.device, non_blocking=True)).float().cpu()
@@ -212,16 +209,6 @@ def _collate(items: list[Tensor | str]) -> tuple[Tensor, list[str | None]]:
     images = [item for item in items if isinstance(item, Tensor)]
     reasons = [item if isinstance(item, str) else None for item in items]
     return torch.stack(images) if images else torch.empty(0), reasons
-
-
-def _trim() -> None:
-    """Gives free memory back to the system.
-
-    glibc cannot put an aligned block (torch's are) into the hole that one of its size left: with a small block between
-    any two of them the heap grows by holes, up to 100 MB of them over 25,000 images.
-    """
-    with contextlib.suppress(AttributeError):  # another C library
-        _LIBC.malloc_trim(0)
 
 
 def cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..memory import keep_freed
 from ._common import OK, STOPPED, Add, count_or_zero, seconds, weights_option
 
 _FREEZE_ALL = -1
@@ -73,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from ..finetune import finetune
 
+    keep_freed()
     values = {key: value for key in args.fields if (value := getattr(args, key)) is not None}
     result = finetune(
         args.model, args.data_dir, args.out, weights_dir=args.weights_dir, precision=args.precision,
