@@ -20,7 +20,7 @@ lint: .venv/test.done
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs/demo
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("tcl_zoo needs Python 3.10 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 10) else 0'

@@ -37,6 +37,7 @@ def _parser() -> Parser:
     parser.add_argument("--cards-dir", default="model_cards", metavar="DIR", help="releases, which count as runs")
     parser.add_argument("--list", action="store_true", help="show the runs, what is done and the time left; no more")
     parser.add_argument("--render", action="store_true", help="train nothing; draw what the finished runs give")
+    parser.add_argument("--overwrite", action="store_true", help="also results of more runs than are in --runs-dir")
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="S",
         help="share of the training steps, above 0: first fewer epochs, then fewer images, as many of each class",
@@ -70,7 +71,10 @@ def main() -> int:
     store, results = Store(Path(args.runs_dir), Path(args.cards_dir)), Path(args.results_dir)
     scale = Scale(args.scale, args.encoder, args.dataset)
     names = GRIDS if "all" in args.names else [name for name in args.names if name != "report"]
-    plans = [Plan.of(GRIDS[name], scale, args.seeds) for name in names]
+    if args.render and not args.seeds:
+        plans = [Plan.found(GRIDS[name], scale, store) for name in names]
+    else:
+        plans = [Plan.of(GRIDS[name], scale, args.seeds) for name in names]
     jobs = shard((job for plan in plans for job in plan.jobs()), index, count)
     if args.list:
         for plan in plans:
@@ -90,7 +94,10 @@ def main() -> int:
         from tcl_zoo.reproduce.results import render
 
         for plan in plans:
-            print(f"wrote {', '.join(map(str, render(plan, store, results)))}")
+            if files := render(plan, store, results, args.overwrite):
+                print(f"wrote {', '.join(map(str, files))}")
+            else:
+                print(f"kept {results / plan.stem}.csv, which is of more runs than are here: --overwrite replaces it")
         if "report" in args.names:
             from tcl_zoo.reproduce.overview import write_overview
 

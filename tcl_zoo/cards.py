@@ -195,7 +195,8 @@ def _results(config: dict[str, Any]) -> str:
     if thesis:
         how = _PROTOCOL[recipe["objective"] != "ce"].format(**recipe)
         runs = "30" if "30 runs" in thesis[1] else "not stated"
-        lines.append(f"| the thesis ({thesis[1]}) | {thesis[0]} | test split | {runs} | {recipe['epochs']} | {how} |")
+        epochs = "500" if "500 epochs" in thesis[1] else recipe["epochs"]
+        lines.append(f"| the thesis ({thesis[1]}) | {thesis[0]} | test split | {runs} | {epochs} | {how} |")
     else:
         lines.append("| the thesis | no figure for this setting | | | | |")
     for key, value in results.get("knn", {}).items():

@@ -11,6 +11,7 @@ import timm
 import torch
 
 from .datasets import load
+from .errors import TrainingError
 from .evaluate import evaluate_run
 from .models import create_model, pretrained_cfg
 from .probe import linear_probe
@@ -23,17 +24,23 @@ from .verify import verify
 NAME = "tcl_resnet20_digits"
 
 
-def demo(out: str | os.PathLike[str] = "runs/demo") -> bool:
+def demo(out: str | os.PathLike[str] = "runs/demo") -> bool | None:
     """Makes a verified encoder from nothing and prints what it did.
 
     Args:
         out: where the run folder and the release folder go; an older demo there is replaced.
 
     Returns:
-        Whether the release holds what its card says.
+        Whether the release holds what its card says; None where the training was stopped.
+
+    Raises:
+        TrainingError: ``out`` has more in it than a demo leaves.
     """
     started = time.monotonic()
     out = Path(out)
+    foreign = {path.name for path in out.glob("[!.]*")} - {NAME, "run"}
+    if foreign or (out / NAME / "recipe.json").exists():  # a run of scripts/train.py
+        raise TrainingError(f"{out} has more in it than an older demo, which would be replaced: choose another --out")
     for old in (out / NAME, out / "run"):
         shutil.rmtree(old, ignore_errors=True)
     plan = recipe(NAME)
@@ -43,7 +50,7 @@ def demo(out: str | os.PathLike[str] = "runs/demo") -> bool:
     trained = train(plan, run_dir=out / "run", cpu=True)
     if not trained.finished:
         print(f"stopped after {trained.epoch} epochs")
-        return False
+        return None
     print(f"              loss {trained.loss:.3f} after {trained.epoch} epochs, {duration(trained.seconds)}")
     results = evaluate_run(out / "run", None, device="cpu")
     print("3. probe      linear classifier and nearest neighbours on the frozen features")

@@ -38,13 +38,14 @@ def entries() -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         why = f"it cannot be read ({short(error)})"
     else:
-        why = _complaint(found)
+        why = complaint(found)
     if why:
         raise WeightsError(f"{INDEX_FILE} is damaged: {why}; install tcl_zoo again")
     return dict(found)
 
 
-def _complaint(found: Any) -> str:
+def complaint(found: Any) -> str:
+    """What keeps something from being the content of ``index.json``, or ``""``."""
     if not isinstance(found, dict):
         return "it is not an object"
     kinds = {"bytes": int, "results": dict, "fingerprints": dict, "pretrained_cfg": dict}

@@ -225,8 +225,8 @@ def update_index(
     """
     old = index.entries()
     entries = dict(old)
-    folders = {p.parent.name: p.parent for p in sorted(Path(model_cards).glob(f"*/{CONFIG_FILE}"))}
-    configs = {name: read_config(folder) for name, folder in folders.items()}
+    folders = {path.parent.name: path.parent for path in sorted(Path(model_cards).glob(f"[!.]*/{CONFIG_FILE}"))}
+    configs = {name: config for name, folder in folders.items() if _of_zoo(name, config := read_config(folder))}
     for name, config in configs.items():
         facts = config["tcl_zoo"]
         entry = {key: facts[key] for key in ("sha256", "bytes", "results", "fingerprints")}
@@ -241,9 +241,15 @@ def update_index(
             write_card(folders[name], published.get("repo_id"))
     entries = dict(sorted(entries.items()))
     _write_index(entries)
-    table = zoo_table(configs)
-    write_atomically(Path(model_cards) / CARD_FILE, lambda part: part.write_text(table, encoding="utf-8"))
+    if configs:
+        table = zoo_table(configs)
+        write_atomically(Path(model_cards) / CARD_FILE, lambda part: part.write_text(table, encoding="utf-8"))
     return entries
+
+
+def _of_zoo(name: str, config: dict[str, Any]) -> bool:
+    """Whether a folder is a release of that name: neither renamed, nor fine-tuned by somebody."""
+    return bool(config["tcl_zoo"]["name"] == name and "parent" not in config["tcl_zoo"])
 
 
 def record(name: str, repo_id: str, revision: str) -> None:
@@ -259,5 +265,7 @@ def record(name: str, repo_id: str, revision: str) -> None:
 
 
 def _write_index(entries: dict[str, dict[str, Any]]) -> None:
+    if why := index.complaint(entries):
+        raise WeightsError(f"{index.INDEX_FILE} is left as it was, which would not be read again: {why}")
     write_json(index.INDEX_FILE, entries)
     index.entries.cache_clear()

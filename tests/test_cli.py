@@ -49,6 +49,33 @@ def test_list(capsys):
     assert "tcl_resnet20_digits" in run(capsys, "list", "--pretrained")[1]
 
 
+def test_info_without_test_images(capsys, monkeypatch):
+    from tcl_zoo import models
+
+    told = models.model_info("tcl_resnet20_digits")
+    monkeypatch.setattr(models, "model_info", lambda *_: told | {"results": told["results"] | {"top1": None}})
+    code, out, _ = run(capsys, "info", "tcl_resnet20_digits")
+    assert code == 0 and "not measured" in out
+
+
+def test_demo_spares_what_is_not_its_own(capsys, tmp_path):
+    mine = tmp_path / "tcl_resnet20_digits" / "recipe.json"
+    mine.parent.mkdir()
+    mine.write_text("{}")
+    for _ in range(2):
+        code, _, err = run(capsys, "demo", "--out", str(tmp_path))
+        assert code == 2 and "choose another --out" in err and mine.exists()
+        mine = mine.parent.rename(tmp_path / "supcon_resnet20_digits") / "recipe.json"
+
+
+def test_demo_that_is_stopped(capsys, tmp_path, monkeypatch):
+    import tcl_zoo.demo
+    from tcl_zoo.train import TrainResult
+
+    monkeypatch.setattr(tcl_zoo.demo, "train", lambda *_, **__: TrainResult(False, 1, tmp_path, 0.0, 0.0))
+    assert run(capsys, "demo", "--out", str(tmp_path))[0] == 3
+
+
 def test_info(capsys):
     code, out, _ = run(capsys, "info", "tcl_resnet50_cifar100")
     assert code == 0 and "79.8 % (Table 5.1)" in out and "scripts/train.py tcl_resnet50_cifar100" in out

@@ -100,6 +100,9 @@ def test_card_puts_the_thesis_beside(released):
     assert "Table 5.1" in row and "| 79.8 |" in row and "50 epochs of SGD" in row
     assert "import tcl_zoo, timm" in card(config)
     assert "import timm  # alone" in card(config | {"architecture": "resnet18"})
+    facts["name"], facts["recipe"] = "ce_resnet50_cifar10", tcl_zoo.recipe("ce_resnet50_cifar10").to_dict()
+    (row,) = [line for line in card(config).splitlines() if line.startswith("| the thesis")]
+    assert row.split(" | ")[4] == "500" and facts["recipe"]["epochs"] == 150  # SupContrast's figure is of its own
 
 
 @pytest.mark.parametrize("objective", SELF_SUPERVISED)
@@ -184,6 +187,27 @@ def test_index_keeps_names_that_are_elsewhere(copy, monkeypatch):
         assert list(update_index(copy)) == sorted([*before, NAME])
         assert {name: entry for name, entry in index.entries().items() if name != NAME} == before
         assert NAME in (copy / "README.md").read_text()
+    finally:
+        index.entries.cache_clear()
+
+
+def test_index_takes_whole_releases_of_the_zoo_alone(copy, monkeypatch):
+    """Neither what a killed release left, nor a fine-tuned model, nor a renamed folder; and never what is not read."""
+    monkeypatch.setattr(index, "INDEX_FILE", copy / "index.json")
+    index.entries.cache_clear()
+    try:
+        for other in (".part-abc123", "release", "tcl_resnet20_digits.e9"):
+            shutil.copytree(copy / NAME, copy / other)
+        config = json.loads((copy / "release" / "config.json").read_text())
+        config["tcl_zoo"] |= {"name": "release", "parent": {"name": NAME, "sha256": "0" * 64}}
+        (copy / "release" / "config.json").write_text(json.dumps(config))
+        assert NAME in update_index(copy) and not {".part-abc123", "release", "tcl_resnet20_digits.e9"} & set(
+            index.entries()
+        )
+        before = (copy / "index.json").read_bytes()
+        with pytest.raises(WeightsError, match="left as it was"):
+            record(NAME, "not a repository", "0" * 40)
+        assert (copy / "index.json").read_bytes() == before
     finally:
         index.entries.cache_clear()
 

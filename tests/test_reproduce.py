@@ -356,6 +356,52 @@ def test_a_released_model_counts_as_its_run(tmp_path):
     assert store.state(Job(job.recipe, 100)).status == "to do"
 
 
+def test_a_run_of_other_settings_is_no_result(world, tmp_path):
+    """What `train.py NAME --set lr=0.2` leaves under the name of the thesis's own run."""
+    _, store, plan = world
+    ours, job = Store(tmp_path, tmp_path / "cards"), plan.jobs()[0]
+    shutil.copytree(store.folder(job), ours.folder(job))
+    assert ours.state(job).status == "done"
+    file = ours.folder(job) / "recipe.json"
+    stored = json.loads(file.read_text())
+    stored["recipe"]["lr"] = 0.2
+    file.write_text(json.dumps(stored))
+    state = ours.state(job)
+    assert (state.status, state.top1) == ("failed", None) and state.message.endswith("other settings: lr 0.2")
+    assert run_all([job], ours, None, cpu=True)[1]
+
+
+def test_another_protocol_is_measured_again(world, tmp_path):
+    _, store, plan = world
+    job = plan.jobs()[0]
+    assert store.measured(job, "cached") and not store.measured(job, "thesis")
+    released = Job(recipe("ce_resnet20_digits"))
+    assert Store(tmp_path, ROOT / "model_cards").measured(released, "thesis")  # its own classifier
+
+
+def test_a_gradient_figure_says_which_run_has_no_log(world, tmp_path):
+    _, store, plan = world
+    shutil.copytree(store.runs, tmp_path / "runs")
+    ours = Store(tmp_path / "runs", tmp_path)
+    (ours.folder(plan.jobs()[1]) / "gradients.jsonl").unlink()
+    table = rows(render(plan, ours, tmp_path)[0])
+    assert [row["status"] for row in table] == ["done", "done; seed 0 trained without a log of its gradients"]
+
+
+def test_rendering_takes_the_seeds_that_are_there_and_keeps_more(world, tmp_path, capsys, monkeypatch):
+    _, store, plan = world
+    arguments = ["fig-5.5", *ARGUMENTS, "--results-dir", tmp_path, "--cards-dir", tmp_path, "--render"]
+    table = tmp_path / f"{plan.stem}.csv"
+    assert command(capsys, monkeypatch, *arguments, "--runs-dir", store.runs)[0] == 0
+    assert [row["n"] for row in rows(table)] == ["2", "2"]
+    assert "--seeds 2" in (tmp_path / f"{plan.stem}.md").read_text()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    code, out, _ = command(capsys, monkeypatch, *arguments, "--runs-dir", tmp_path / "none")
+    assert code == 0 and "--overwrite" in out and all(file.read_bytes() == text for file, text in before.items())
+    assert command(capsys, monkeypatch, *arguments, "--runs-dir", tmp_path / "none", "--overwrite")[0] == 0
+    assert [row["n"] for row in rows(table)] == ["0", "0"]
+
+
 def test_the_overview_has_everything(world, tmp_path, capsys, monkeypatch):
     _, store, plan = world
     results = tmp_path / "results"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._common import FAILED, OK, Add
+from ._common import FAILED, OK, STOPPED, Add
 
 
 def register(add: Add) -> None:
@@ -17,4 +17,5 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..demo import demo
 
-    return OK if demo(args.out) else FAILED
+    holds = demo(args.out)
+    return STOPPED if holds is None else OK if holds else FAILED

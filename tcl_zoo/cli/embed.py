@@ -27,7 +27,7 @@ def register(add: Add) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace FILE where it is of something else")
     sub.add_argument("--search", metavar="IMAGE", help="draw the images nearest to this one; without IMAGES, in FILE")
     sub.add_argument("--top", type=int, default=9, metavar="K", help="how many of them (default: 9)")
-    sub.add_argument("--picture", type=writable(".png"), default="neighbours.png", metavar="PNG",
+    sub.add_argument("--picture", type=writable(".png"), metavar="PNG",
                      help="where to draw them (default: neighbours.png)")  # fmt: skip
     sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     sub.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: a core each, at most 8)")
@@ -66,6 +66,7 @@ def _run(args: argparse.Namespace) -> int:
         nearest = search(loaded, args.search, args.out, args.top)
         for path, similarity in nearest:
             print(f"  {similarity:6.3f}  {shown(path)}")
-        plot_neighbours(args.search, nearest, args.picture)
-        print(args.picture)
+        picture = args.picture or "neighbours.png"
+        plot_neighbours(args.search, nearest, picture)
+        print(picture)
     return OK

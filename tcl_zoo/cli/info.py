@@ -24,8 +24,13 @@ def _run(args: argparse.Namespace) -> int:
     print(f"  architecture      {info['architecture']} (timm)")
     print(f"  thesis top-1      {f'{thesis[0]} % ({thesis[1]})' if thesis else 'no figure for this setting'}")
     if results:
-        print(f"  our top-1         {results['top1']:.2f} % ({results['protocol']}, n = {results['n']:,} test images,")
-        print(f"                    seed {results['seed']}, epoch {results['last_epoch']} of {results['epochs']})")
+        if results["top1"] is None:
+            print("  our top-1         not measured: there were no test images")
+        else:
+            print(
+                f"  our top-1         {results['top1']:.2f} % ({results['protocol']}, n = {results['n']:,} test images,"
+            )
+            print(f"                    seed {results['seed']}, epoch {results['last_epoch']} of {results['epochs']})")
         print(f"  weights           {info['weights']}")
         print(f"  sha256   {info['sha256']}")
     else:

@@ -58,7 +58,9 @@ def write_markdown(
     lines += [f"![{plan.stem}: {grid.title}]({picture})", ""] if picture else []
     tested = {row["test_images"] for row in rows if row["test_images"]}
     coarse = f" One test image is {100 / max(tested):.2f} points." if tested and max(tested) < 2000 else ""
-    lines += [f"Top-1 in percent of the test split; interval: 95 %, Student's t over runs (seeds).{coarse}", ""]
+    how = sorted({row["protocol"] for row in rows if row["protocol"]})
+    by = f" ({'; '.join(how)})" if how else ""
+    lines += [f"Top-1 in percent of the test split{by}; interval: 95 %, Student's t over runs (seeds).{coarse}", ""]
     lines += _table(rows, grid.axis, grid.kind == "gradients")
     if pairs and any(pair["n"] for pair in pairs):
         lines += ["", "Differences, paired by seed:", "", *_pairs(pairs)]

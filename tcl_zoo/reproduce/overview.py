@@ -146,7 +146,7 @@ def _released(cards: Path) -> list[str]:
         )  # fmt: skip
     lines += [
         "",
-        "Not trained yet, and why:",
+        "Not released yet, and why:",
         "",
         table_line(["name", "thesis", "where", "why not"]),
         table_line(["---"] * 4),

@@ -63,6 +63,14 @@ class Plan:
                     entries.append(Entry(cell, seed, None, f"{MISSING}: {str(error).split(';')[0]}"))
         return cls(grid, scale, seeds, tuple(entries))
 
+    @classmethod
+    def found(cls, grid: Grid, scale: Scale, store: Store) -> Plan:
+        """The plan with as many seeds as have a finished run, at least one."""
+        plan = more = cls.of(grid, scale, 1)
+        while any(store.state(e.job).status == "done" for e in more.entries if e.job and e.seed == more.seeds - 1):
+            plan, more = more, cls.of(grid, scale, more.seeds + 1)
+        return plan
+
     @property
     def stem(self) -> str:
         """Name of the result files: the grid's, with the scale's label where it is scaled."""

@@ -54,6 +54,7 @@ class Measured:
     why: str
     values: dict[str, dict[int, float]]  # measure -> seed -> value
     curves: dict[int, list[dict[str, Any]]]  # seed -> lines of gradients.jsonl
+    logged: bool = False  # whether there should be curves
 
     @property
     def status(self) -> str:
@@ -62,6 +63,9 @@ class Measured:
             return self.why
         done = sum(state.status == "done" for state in self.states.values())
         text = "done" if done == len(self.states) else f"{done} of {len(self.states)} done" if done else "to do"
+        unlogged = [seed for seed in self.values["top1"] if seed not in self.curves] if self.logged else []
+        if unlogged:
+            text += f"; seed {', '.join(map(str, unlogged))} trained without a log of its gradients"
         failures = [state.message for state in self.states.values() if state.status == "failed"]
         if failures:
             text += f"; {len(failures)} failed: {failures[0]}"
@@ -72,7 +76,9 @@ class Measured:
 
 def measure(plan: Plan, store: Store) -> list[Measured]:
     """Everything that is known of a plan's cells, in their order."""
-    found = {(c.row, c.series): Measured(c, {}, "", {"top1": {}}, {}) for c in plan.grid.cells}
+    found = {
+        (c.row, c.series): Measured(c, {}, "", {"top1": {}}, {}, plan.grid.kind == "gradients") for c in plan.grid.cells
+    }
     for entry in plan.entries:
         item = found[entry.cell.row, entry.cell.series]
         if entry.job is None:
@@ -111,6 +117,7 @@ def summary(plan: Plan, items: list[Measured]) -> list[Row]:
             row[which], row[f"{which}_ci95"] = interval(values) if values else (None, None)
         row["status"] = item.status
         row["test_images"] = next((state.n for state in item.states.values() if state.n), None)
+        row["protocol"] = "; ".join(sorted({state.protocol for state in item.states.values() if state.protocol}))
         row["recipe"], row["settings"] = (job.recipe.name if job else item.cell.name), " ".join(item.cell.settings)
         row["epochs"], row["train_images"] = (job.recipe.epochs, job.used) if job else (None, None)
         row["scale"] = plan.scale.label or "full"
@@ -158,20 +165,23 @@ def curves(items: list[Measured]) -> list[Row]:
     return rows
 
 
-def render(plan: Plan, store: Store, folder: Path) -> list[Path]:
+def render(plan: Plan, store: Store, folder: Path, overwrite: bool = True) -> list[Path]:
     """Writes a plan's table and picture from the runs that are finished.
 
     Args:
         plan: which table or figure, at which scale.
         store: where the runs and the releases are.
         folder: ``results``; made if it does not exist.
+        overwrite: also where the table there is of more runs.
 
     Returns:
-        The files; the picture only where something of ours is in it.
+        The files; the picture only where something of ours is in it. None where those there were left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     items = measure(plan, store)
     rows, compared, over_steps = summary(plan, items), pairs(plan, items), curves(items)
+    if not overwrite and _runs(folder / f"{plan.stem}.csv") > sum(row["n"] for row in rows):
+        return []
     for suffix in ("pairs.csv", "curves.csv", "png"):  # of an earlier rendering
         (folder / f"{plan.stem}.{suffix}").unlink(missing_ok=True)
     files = [folder / f"{plan.stem}.csv"]
@@ -191,6 +201,14 @@ def render(plan: Plan, store: Store, folder: Path) -> list[Path]:
     small = small_scale(folder.parent / "benchmarks") if plan.stem == NAME else []
     write_markdown(plan, rows, compared, picture.name if picture in files else "", files[-1], small)
     return files
+
+
+def _runs(table: Path) -> int:
+    """How many runs a table that was written before is of."""
+    if not table.is_file():
+        return 0
+    with table.open(newline="", encoding="utf-8") as file:
+        return sum(int(row["n"] or 0) for row in csv.DictReader(file))
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -30,6 +30,7 @@ class State:
         status: ``done``, ``part`` (a checkpoint is there), ``failed`` or ``to do``.
         top1: percent on the test split, once done.
         n: test images, once done.
+        protocol: of the linear probe, once done.
         views: views trained so far.
         seconds: of training so far.
         message: why it failed.
@@ -40,6 +41,7 @@ class State:
     folder: Path
     top1: float | None = None
     n: int | None = None
+    protocol: str = ""
     views: int = 0
     seconds: float = 0.0
     message: str = ""
@@ -65,17 +67,25 @@ class Store:
         """Where a job stands, from its files alone."""
         folder = self.folder(job)
         views, seconds = progress_of(folder)
-        results = _json(folder / "results.json")
+        stored, results = _json(folder / "recipe.json"), _json(folder / "results.json")
+        if stored is not None and (other := _others(job, stored.get("recipe", {}))):
+            return State("failed", folder, message=f"{folder} is a run of other settings: {other}")
         if results is not None:
-            return State("done", folder, results["top1"], results["n"], views, seconds)
+            return State("done", folder, results["top1"], results["n"], results["protocol"], views, seconds)
         card = self._card(job)
         if card is not None:
-            done = card["results"]
-            return State("done", self.cards / job.recipe.name, done["top1"], done["n"], job.views, card["seconds"])
+            done, folder = card["results"], self.cards / job.recipe.name
+            return State("done", folder, done["top1"], done["n"], done["protocol"], job.views, card["seconds"])
         failed = self._failed(job)
         if failed.is_file():
             return State("failed", folder, views=views, seconds=seconds, message=failed.read_text("utf-8").strip())
         return State("part" if views else "to do", folder, views=views, seconds=seconds)
+
+    def measured(self, job: Job, protocol: str) -> bool:
+        """Whether a job is done, and its classifier was fitted by a protocol (or, by cross-entropy, trained)."""
+        state = self.state(job)
+        fitted = state.protocol.startswith("linear probe") and state.folder == self.folder(job)
+        return state.status == "done" and (not fitted or state.protocol.endswith(protocol))
 
     def failed(self, job: Job, error: Exception | None) -> None:
         """Notes why a job failed, or that it did not."""
@@ -95,8 +105,13 @@ class Store:
         if config is None or job.images or "tcl_zoo" not in config:
             return None
         facts: dict[str, Any] = config["tcl_zoo"]
-        ours = job.recipe.to_dict()
-        return facts if all(ours.get(key) == value for key, value in facts["recipe"].items()) else None
+        return None if _others(job, facts["recipe"]) else facts
+
+
+def _others(job: Job, trained: dict[str, Any]) -> str:
+    """Which values of a trained recipe are not the job's."""
+    ours = job.recipe.to_dict()
+    return ", ".join(f"{key} {value}" for key, value in trained.items() if ours.get(key) != value)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -237,7 +252,8 @@ def run_all(
     reached = True
     for number, job in enumerate(jobs, 1):
         # One process decides for all: their clocks, and what they see of the folders, may differ.
-        what = ["skip" if store.state(job).status == "done" else "stop" if stop() else "run"]
+        skip = store.measured(job, settings.get("protocol", "cached"))
+        what = ["skip" if skip else "stop" if stop() else "run"]
         broadcast_object_list(what)
         if what[0] == "stop":
             return False, notes
