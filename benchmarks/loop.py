@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from tcl_zoo.datasets import Split
 from tcl_zoo.objectives import Views
 from tcl_zoo.recipes import override, recipe
+from tcl_zoo.sessions import create_accelerator
 from tcl_zoo.trainer import Trainer
 
 from .augment import images
@@ -27,7 +28,7 @@ def made_up(
 ) -> Trainer:
     """A trainer of recipe ``name`` on ``n`` images of ten classes made for it; ``settings`` as ``--set`` takes them."""
     split = Split(images(n), torch.arange(n) % 10, tuple(map(str, range(10))))
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+    accelerator = create_accelerator(precision, device == "cpu", None, Path())
     trainer = Trainer(override(recipe(name), settings), split, accelerator, compile=compile)
     trainer.network.train()
     return trainer
@@ -41,12 +42,11 @@ def run(quick: bool = False) -> None:
         bare = timm.create_model(f"{encoder}_cifar", num_classes=0).train().to(memory_format=torch.channels_last)
         batch = next(trainer.batches.epoch(0))[0]
         assert isinstance(batch, Tensor)
-        steps = endless(trainer)
-        group = 4 if encoder == "resnet18" else 16
+        group = trainer.batches.chunk_steps
 
-        def whole(trainer: Trainer = trainer, steps: Iterator[tuple[Views, Tensor]] = steps, n: int = group) -> None:
-            for i in range(n):
-                trainer.losses[i] = trainer.step(*next(steps))
+        def whole(trainer: Trainer = trainer, n: int = group) -> None:
+            for i, (views, labels) in zip(range(n), endless(trainer), strict=False):
+                trainer.losses[i] = trainer.step(views, labels)
             trainer.check(n)
 
         def encoder_only(bare: Any = bare, batch: Tensor = batch, n: int = group) -> None:
@@ -54,7 +54,11 @@ def run(quick: bool = False) -> None:
                 bare.zero_grad(set_to_none=True)
                 bare(batch).sum().backward()
 
-        seconds = alternate({"training step": whole, "encoder alone": encoder_only}, rounds=3 if quick else 8)
+        seconds = alternate(
+            {"training step": whole, "encoder alone": encoder_only},
+            rounds=1 if quick else 3 if encoder == "resnet18" else 6,
+            warm_up=0,
+        )
         median = medians(seconds)
         overhead = ratio(seconds, "training step", "encoder alone")
         rows += [{"encoder": encoder, "name": k, "ms_per_step": 1e3 * v / group} for k, v in median.items()]
@@ -67,7 +71,7 @@ def run(quick: bool = False) -> None:
 
 
 def endless(trainer: Trainer) -> Iterator[tuple[Views, Tensor]]:
-    """The batches of epoch after epoch."""
+    """The batches of epoch after epoch, from the start of one: the first has the views of a whole chunk made."""
     epoch = 0
     while True:
         yield from trainer.batches.epoch(epoch)
@@ -83,7 +87,7 @@ def epoch(
         name: a recipe.
         device: ``cpu`` or ``cuda``.
         precision: ``fp32`` or ``bf16``.
-        steps: how many are timed.
+        steps: how many are timed at least; whole chunks of views, so that making them is in it.
         peak_tflops: of the device in this precision, for the utilisation; 0: not printed.
         compile: with ``torch.compile``.
     """
@@ -91,16 +95,17 @@ def epoch(
     from torch.utils.flop_counter import FlopCounterMode
 
     trainer = made_up(name, 16_384, device, precision, compile)
-    batches = endless(trainer)
+    chunk = trainer.batches.chunk_steps
+    steps = -(-steps // chunk) * chunk
 
     def run_steps(n: int) -> float:
         started = time.perf_counter()
-        for _ in range(n):
-            trainer.losses[0] = trainer.step(*next(batches))
+        for _, (views, labels) in zip(range(n), endless(trainer), strict=False):
+            trainer.losses[0] = trainer.step(views, labels)
         trainer.check(1)
         return time.perf_counter() - started
 
-    run_steps(max(2, steps // 10))
+    run_steps(max(5, steps // 10))
     seconds = run_steps(steps) / steps
     # Counted on a step of its own that is neither replayed nor compiled: the counter sees what torch dispatches.
     plain = made_up(name, trainer.recipe.batch_images, device, precision)
@@ -114,6 +119,6 @@ def epoch(
     print(f", {100 * flops / seconds / 1e12 / peak_tflops:.0f} % of {peak_tflops:g}" if peak_tflops else "")
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as profiler:
-        run_steps(min(steps, 10))
+        run_steps(chunk)
     key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     print(profiler.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=50))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .augment import MultiCrop, view_groups
+from .augment.ops import sent
 from .datasets import DATASETS, FolderSplit, Split, loader
 
 Views = Tensor | list[Tensor]
@@ -63,6 +64,10 @@ class Batches:
         multi: small crops beside the views.
         normalise: how to prepare the views, instead of by the data set's mean and deviation.
 
+    Attributes:
+        steps: of an epoch.
+        chunk_steps: steps whose views are made together, where the images sit in memory.
+
     Raises:
         ValueError: fewer images than a batch, or a batch that does not divide by the processes.
     """
@@ -90,6 +95,7 @@ class Batches:
         self.split, self.views, self.batch_images, self.seed = split, views, batch_images, seed
         self.device, self.workers = torch.device(device), workers
         self.steps = len(split) // batch_images
+        self.chunk_steps = max(1, _CHUNK_VIEWS // (views * batch_images))
         share = batch_images // world
         self._own = slice(rank * share, (rank + 1) * share)
         streamed = isinstance(split, FolderSplit)
@@ -122,12 +128,12 @@ class Batches:
         return {key: value.view(count, images, *value.shape[1:]) for key, value in drawn.items()}
 
     def _in_memory(self, order: Tensor, epoch: int, start: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        per_chunk = max(1, _CHUNK_VIEWS // (self.views * self.batch_images))
+        per_chunk = self.chunk_steps
         for chunk in range(start // per_chunk, -(-self.steps // per_chunk)):
             first = chunk * per_chunk
             steps = order[first : first + per_chunk]
             k, batch = steps.shape
-            index = steps[:, self._own].to(self.device)
+            index = sent(steps[:, self._own], self.device)
             images = self._images[index.flatten()]
             made = []
             for group, (augment, count) in enumerate(self.groups):

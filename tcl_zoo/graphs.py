@@ -34,19 +34,21 @@ class GraphedBackward:
     ) -> None:
         self._views, self._labels = views.clone(), labels.clone()
         before = [buffer.clone() for buffer in network.buffers()]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
         self._graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
                     backward(self._views, self._labels)
-            torch.cuda.current_stream().wait_stream(stream)
+            current.wait_stream(stream)
             # The warm-up's own stream: libraries keep a workspace for each. This thread's calls alone: another one
             # may be pinning the next batches' memory, which a capture of all threads forbids.
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._loss = backward(self._views, self._labels)
         finally:
+            torch.cuda.set_stream(current)  # a capture that fails may leave its own
+            current.wait_stream(stream)
             for buffer, value in zip(network.buffers(), before, strict=True):
                 buffer.copy_(value)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
@@ -55,8 +55,9 @@ def create_accelerator(
         raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
     if log_with and log_with not in map(str, get_available_trackers()):
         raise TrainingError(f"{log_with} is not installed: pip install {log_with}")
-    # accelerate remembers the precision of the process's first Accelerator; a second training may want another.
-    AcceleratorState._reset_state()
+    # accelerate remembers precision and device of the process's first Accelerator; a second training may want others.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    PartialState(cpu=cpu)
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else []
     try:
         return Accelerator(

@@ -28,6 +28,9 @@ from .trainer import Trainer
 
 # Steps between two looks at the losses: a look waits for the device (one process on a CPU looks at every step).
 _LOOK_EVERY = 20
+# Seconds between checkpoints that nothing asks for. On a CPU every epoch has one; a GPU may need no longer for an
+# epoch than for a checkpoint.
+_PAUSE, _PAUSES = 60.0, {"cpu": 0.0}
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
     """Runs what is left of the epochs; False where it was stopped. Leaves a checkpoint either way."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     trainer.network.train()
+    saved, pause = time.monotonic(), _PAUSES.get(accelerator.device.type, _PAUSE)
     bar = progress(
         recipe.epochs * trainer.batches.steps,
         recipe.name,
@@ -164,8 +168,12 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             if accelerator.is_main_process:
                 run.append_metrics(line)
             accelerator.log({"loss": line["loss"], "lr": lr}, step=trainer.epoch)
+            last, due = trainer.epoch == recipe.epochs, time.monotonic() - saved >= pause
+            if not agreed(accelerator, last or due or stop(), True):
+                continue
             checkpoint(trainer, run)
-            if trainer.epoch < recipe.epochs and agreed(accelerator, stop(), True):
+            saved = time.monotonic()
+            if not last and agreed(accelerator, stop(), True):
                 accelerator.print(f"stopped ({stop.reason}) after epoch {trainer.epoch} of {recipe.epochs}")
                 return False
     return True
@@ -199,8 +207,7 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
 
 def _save_weights(trainer: Trainer, run: Run) -> None:
     """``encoder.safetensors`` in timm's keys, and the objective's own networks in ``<network>.safetensors``."""
-    network = trainer.accelerator.unwrap_model(trainer.network)
-    modules = {"encoder": network.encoder, **dict(network.objective.named_children())}
+    modules = {"encoder": trainer.bare.encoder, **dict(trainer.bare.objective.named_children())}
     write_json(run.folder / "environment.json", environment(trainer.accelerator))
     for name, module in modules.items():
         if len(module.state_dict()):

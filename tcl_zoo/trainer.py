@@ -49,6 +49,8 @@ class Trainer:
         graphs: replay forward and backward as a CUDA graph where that is possible.
 
     Attributes:
+        network: what is called, as accelerate wraps it.
+        bare: the same without what several processes need.
         gradients: writes the gradient responses, where there is one.
     """
 
@@ -72,7 +74,10 @@ class Trainer:
         self._graphs = graphs and on_gpu and accelerator.num_processes == 1
         self._graphs &= objective.capturable and accelerator.mixed_precision != "fp16"  # its scale is asked for
         self._graphed: GraphedBackward | None = None
-        optimizer = create_optimizer(recipe, network, objective.constant_lr, fused=on_gpu)
+        # The fused kernels want every gradient from the first step on, which a frozen part of a network has not.
+        fused = on_gpu and "freeze_epochs" not in dict(recipe.options)
+        optimizer = create_optimizer(recipe, network, objective.constant_lr, fused)
+        self.bare = network
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         try:
             self.batches = Batches(
@@ -97,7 +102,7 @@ class Trainer:
 
     def step(self, views: Views, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
-        network = self.accelerator.unwrap_model(self.network)
+        network = self.bare
         done, steps = self.steps_done(), self.recipe.epochs * self.batches.steps
         network.objective.progress = done / steps
         loss = self._captured(views, labels) if self._graphs else self.backward(views, labels)
@@ -139,8 +144,7 @@ class Trainer:
 
     def logged(self) -> dict[str, float]:
         """What the objective logs of its last step; waits for the device."""
-        network = self.accelerator.unwrap_model(self.network)
-        return {key: float(value) for key, value in network.objective.logged().items()}
+        return {key: float(value) for key, value in self.bare.objective.logged().items()}
 
     def _everywhere(self, upto: int) -> Tensor:
         """Losses [upto] of the whole batches: the mean over the processes, all of which ask at the same steps."""

@@ -2,17 +2,17 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from tcl_zoo.analysis import GradientLog, read_gradients
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.graphs import GraphedBackward
 from tcl_zoo.recipes import recipe
+from tcl_zoo.sessions import create_accelerator
 from tcl_zoo.train import train
 from tcl_zoo.trainer import Trainer
 
@@ -21,9 +21,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def trainer(cpu: bool, name: str = TINY.name, **settings: bool) -> Trainer:
-    AcceleratorState._reset_state()
     base = dataclasses.replace(recipe(name), epochs=1, batch_views=64)
-    made = Trainer(base, load("digits", None, "train"), Accelerator(cpu=cpu), **settings)
+    made = Trainer(base, load("digits", None, "train"), create_accelerator("fp32", cpu, None, Path()), **settings)
     made.network.train()
     return made
 

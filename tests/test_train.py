@@ -106,6 +106,41 @@ def test_damaged_checkpoint_falls_back(undisturbed, short, digits, tmp_path, mon
     assert_same(weights(tmp_path / "run"), weights(undisturbed))
 
 
+def test_checkpoints_further_apart_than_epochs(undisturbed, short, digits, tmp_path, monkeypatch):
+    """As on a GPU: what breaks off is trained again from the last checkpoint, a stop and the end leave one."""
+    monkeypatch.setitem(train_module._PAUSES, "cpu", 3600.0)
+
+    class PowerCut(StopAfter):
+        def __call__(self):
+            if super().__call__():
+                raise RuntimeError("power cut")
+            return False
+
+    run, saved = tmp_path / "run", lambda: sorted(p.name for p in (tmp_path / "run" / "checkpoint").glob("*"))
+    with monkeypatch.context() as m:
+        m.setattr(train_module, "Stop", lambda _: StopAfter(2))
+        assert not train(short, run_dir=run, split=digits, cpu=True).finished
+    assert saved() == ["epoch-00000-step-0000003"]
+    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="power cut"):
+        m.setattr(train_module, "Stop", lambda _: PowerCut(6))
+        train(short, run_dir=run, split=digits, cpu=True)
+    assert saved() == ["epoch-00000-step-0000003"] and len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert train(short, run_dir=run, split=digits, cpu=True).finished
+    assert saved() == ["epoch-00000-step-0000003", "epoch-00003-step-0000000"]
+    assert_same(weights(run), weights(undisturbed))
+    assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").open()] == [0, 1, 2]
+
+
+def test_every_training_gets_the_device_it_asks_for(tmp_path):
+    """accelerate keeps the first one's."""
+    from accelerate import PartialState
+
+    sessions.create_accelerator("fp32", True, None, tmp_path)
+    PartialState._shared_state["device"] = torch.device("meta")  # of a training before
+    assert sessions.create_accelerator("fp32", True, None, tmp_path).device.type == "cpu"
+    assert PartialState().device.type == "cpu"
+
+
 def test_time_limit(short, digits, tmp_path):
     result = train(short, run_dir=tmp_path / "run", split=digits, cpu=True, time_limit=0.001)
     assert not result.finished and result.epoch == 0

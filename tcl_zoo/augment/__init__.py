@@ -151,7 +151,7 @@ class Augment:
         if images.device.type == "cpu" and len(images) > _CHUNK:
             chunks = [slice(i, i + _CHUNK) for i in range(0, len(images), _CHUNK)]
             return torch.cat([self.apply(images[c], {k: v[c] for k, v in params.items()}) for c in chunks])
-        move = {key: value.to(images.device, non_blocking=True) for key, value in params.items()}
+        move = {key: ops.sent(value, images.device) for key, value in params.items()}
         if self._resized:
             top, left, height, width = (move[k] for k in ("top", "left", "height", "width"))
             views = ops.resized_crop(images, top, left, height, width, self.size)
@@ -236,7 +236,7 @@ def _grouped(views: Tensor, operation: Tensor, runs: Sequence[Callable[[Tensor, 
     if counts[0] == len(views):
         return views
     order = operation.argsort(stable=True)
-    index = order.to(views.device, non_blocking=True)
+    index = ops.sent(order, views.device)
     ordered = views.index_select(0, index)
     step = _PART if views.device.type == "cpu" else len(views)
     first = counts[0]
@@ -247,4 +247,4 @@ def _grouped(views: Tensor, operation: Tensor, runs: Sequence[Callable[[Tensor, 
         first += count
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    return ordered.index_select(0, back.to(views.device, non_blocking=True))
+    return ordered.index_select(0, ops.sent(back, views.device))

@@ -13,6 +13,13 @@ from torch.nn import functional as F
 _FIX = 65536.0  # Pillow walks nearest-neighbour affine maps in 16.16 fixed point
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on ``device``; a GPU takes them while the CPU goes on, which only page-locked memory allows."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def _fix(value: Tensor) -> Tensor:
     return torch.floor(value.double() * _FIX + 0.5).to(torch.int32)
 
