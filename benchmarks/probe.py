@@ -11,6 +11,7 @@ import tcl_zoo
 from tcl_zoo.batches import Normalise
 from tcl_zoo.datasets import load
 from tcl_zoo.evaluate import load_run
+from tcl_zoo.memory import keep_freed
 from tcl_zoo.probe import fit_linear, linear_probe
 from tcl_zoo.recipes import recipe
 
@@ -25,6 +26,7 @@ def run(quick: bool = False, encoder: str = "", data_dir: str = "data") -> None:
         encoder: a finished run folder, whose data set is measured; the released digits encoder where not given.
         data_dir: where the data sets are.
     """
+    keep_freed()  # as scripts/train.py does, for both
     if encoder:
         plan, model = load_run(encoder)
     else:

@@ -75,6 +75,9 @@ def curves(
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if log:
         axes.set(xscale="log", yscale="log")
+        ticks = sorted({value for x, _ in lines.values() for value in x})
+        axes.set_xticks(ticks, [f"{value:,g}" for value in ticks])
+        axes.set_xticks([], minor=True)
     else:
         axes.set(xlim=0, ylim=0)
         axes.xaxis.get_major_locator().set_params(integer=True)

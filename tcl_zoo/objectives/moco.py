@@ -32,14 +32,19 @@ class MoCo(SelfSupervised):
     Args:
         recipe: temperature, the projector's sizes; ``ema_base``, ``ema_final``, ``queue_size``.
         encoder: what is trained.
+
+    Attributes:
+        queues: how many there are.
     """
+
+    queues = 2
 
     def __init__(self, recipe: Recipe, encoder: nn.Module) -> None:
         super().__init__(recipe)
         width, hidden, dim = int(encoder.num_features), recipe.projector_hidden, recipe.projector_dim  # type: ignore[arg-type]
         self.projector = head(width, hidden, dim, norm=False)
         self.teacher = Teacher(encoder, self.projector, self.options["ema_base"], self.options["ema_final"])
-        self.queue = Queue(2, self.count("queue_size"), dim)
+        self.queue = Queue(self.queues, self.count("queue_size"), dim)
         self.temperature = recipe.temperature
         self._keys: Tensor | None = None
 
@@ -49,13 +54,17 @@ class MoCo(SelfSupervised):
         q1, q2 = (F.normalize(single(self.projector(encoder(v))), dim=1) for v in images)
         k1, k2 = (F.normalize(single(self.teacher(v)), dim=1) for v in images)
         self.seen(q1)
-        self._keys = torch.stack([gathered(k1), gathered(k2)])
-        if self.progress == 0:
-            self.queue.start(self._keys)
+        self.remember(torch.stack([gathered(k1), gathered(k2)]))
         with full_precision(q1):
             first = moco_loss(q1, k2, self.queue.rows[1], self.temperature)
             second = moco_loss(q2, k1, self.queue.rows[0], self.temperature)
         return shared((first + second) / 2, len(labels))
+
+    def remember(self, keys: Tensor) -> None:
+        """Keeps the keys [queues, B, D] of this step for the queues, which the very first ones fill."""
+        self._keys = keys
+        if self.progress == 0:
+            self.queue.start(keys)
 
     def after_step(self, encoder: nn.Module, progress: float) -> None:
         """The teacher follows, the keys enter the queue."""

@@ -6,11 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ranks import gathered, shared
-from ..recipes import Recipe
 from ._base import Views
-from ._networks import Queue, Teacher, head
-from ._self_supervised import SelfSupervised, full_precision, single
-from .moco import moco_loss
+from ._self_supervised import full_precision, single
+from .moco import MoCo, moco_loss
 
 
 def ressl_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, teacher_temperature: float) -> Tensor:
@@ -25,8 +23,8 @@ def ressl_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float,
     return F.cross_entropy(queries @ queue.T / temperature, target)
 
 
-class ReSSL(SelfSupervised):
-    """The student sees the first, strong view, the teacher the second, weak one.
+class ReSSL(MoCo):
+    """MoCo's networks with one queue: the student sees the first, strong view, the teacher the second, weak one.
 
     Args:
         recipe: temperature, the projector's sizes; ``ema_base``, ``ema_final``, ``queue_size``,
@@ -35,14 +33,7 @@ class ReSSL(SelfSupervised):
         encoder: what is trained.
     """
 
-    def __init__(self, recipe: Recipe, encoder: nn.Module) -> None:
-        super().__init__(recipe)
-        width, hidden, dim = int(encoder.num_features), recipe.projector_hidden, recipe.projector_dim  # type: ignore[arg-type]
-        self.projector = head(width, hidden, dim, norm=False)
-        self.teacher = Teacher(encoder, self.projector, self.options["ema_base"], self.options["ema_final"])
-        self.queue = Queue(1, self.count("queue_size"), dim)
-        self.temperatures = recipe.temperature, self.options["teacher_temperature"]
-        self._keys: Tensor | None = None
+    queues = 1
 
     def forward(self, encoder: nn.Module, views: Views, labels: Tensor) -> Tensor:
         """[2 * B, C, H, W] views to a scalar."""
@@ -50,18 +41,11 @@ class ReSSL(SelfSupervised):
         queries = F.normalize(single(self.projector(encoder(strong))), dim=1)
         keys = F.normalize(single(self.teacher(weak)), dim=1)
         self.seen(queries)
-        self._keys = gathered(keys)[None]
-        if self.progress == 0:
-            self.queue.start(self._keys)
+        self.remember(gathered(keys)[None])
         with full_precision(queries):
             if self.epoch < self.options["infonce_epochs"]:
-                loss = moco_loss(queries, keys, self.queue.rows[0], self.temperatures[0])
+                loss = moco_loss(queries, keys, self.queue.rows[0], self.temperature)
             else:
-                loss = ressl_loss(queries, keys, self.queue.rows[0], *self.temperatures)
+                sharper = self.options["teacher_temperature"]
+                loss = ressl_loss(queries, keys, self.queue.rows[0], self.temperature, sharper)
         return shared(loss, len(labels))
-
-    def after_step(self, encoder: nn.Module, progress: float) -> None:
-        """The teacher follows, the keys enter the queue."""
-        self.teacher.follow(encoder, self.projector, progress)
-        assert self._keys is not None
-        self.queue.add(self._keys)
