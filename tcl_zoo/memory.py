@@ -14,8 +14,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 def keep_freed() -> None:
     """Lets this process keep the memory that it frees, for commands that train on a CPU.
 
-    glibc returns every large block to the system and asks for it again, page by page, at the next step: a third of
-    the time of a ResNet-20 step of 1,024 views (``scripts/benchmark.py processes``). Costs some 20 % more memory.
+    glibc returns every large block to the system and asks for it again, page by page, at the next step, which makes
+    steps of large batches slower. The price is a higher peak: what is kept is in pieces.
     """
     with contextlib.suppress(AttributeError):  # another C library
         _LIBC.mallopt(_M_MMAP_MAX, 0)
