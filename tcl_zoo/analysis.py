@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import TrainingError
 from .losses import TCLLoss, _check
-from .ranks import all_rows, ranks
+from .ranks import Shares, ranks
 from .runs import write_atomically
 
 # Entries of a strip of the similarity matrix: some anchors against the whole batch.
@@ -60,8 +60,10 @@ def gradient_responses(
     _check(embeddings, labels, temperature, k1, k2, "mean")
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
-        columns, offset = all_rows(rows) if gather else (rows, 0)
-        everybody = all_rows(labels)[0] if gather else labels
+        columns, everybody, offset = rows, labels, 0
+        if gather:
+            shares = Shares(rows)
+            columns, everybody, offset = shares.gather(rows), shares.gather(labels), shares.own.start
         sums = rows.new_zeros(3)  # positives, negatives, anchors
         index = torch.arange(len(columns), device=rows.device)
         height = max(1, _STRIP // max(1, len(columns)))

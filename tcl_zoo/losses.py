@@ -17,27 +17,28 @@ from torch.autograd.function import once_differentiable
 
 from ._dense import Dense
 from ._pairwise import SINGLE, Batch, Terms, Tiled
-from .ranks import all_rows, ranks
+from .ranks import Shares, ranks
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
 _RANGE = 70.0
 
 
 def _arranged(
-    rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
+    rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, shares: Shares | None
 ) -> tuple[Batch, Tensor | None, Tensor | None]:
     """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N].
 
     Batches of one tile, and all on a GPU, stay as they are (see ``_pairwise.py``): no orders.
     """
-    columns, offset = all_rows(rows) if gathered else (rows, 0)
-    everybody = all_rows(labels)[0] if gathered else labels
+    columns, everybody, own = rows, labels, slice(0, len(rows))
+    if shares is not None:
+        columns, everybody, own = shares.gather(rows), shares.gather(labels), shares.own
     if rows.device.type != "cpu" or columns.shape[0] <= SINGLE:
-        own = torch.arange(offset, offset + rows.shape[0], device=rows.device)
         if rows.device.type == "cpu":
             everybody = _as_floats(everybody)  # which are compared in an eighth of the time
-            labels = everybody[offset : offset + rows.shape[0]] if gathered else everybody
-        return Batch(rows, columns, labels, everybody, own, temperature, k1, k2), None, None
+            labels = everybody[own]
+        index = torch.arange(own.start, own.stop, device=rows.device)
+        return Batch(rows, columns, labels, everybody, index, temperature, k1, k2), None, None
     _, number, counts = everybody.unique(return_inverse=True, return_counts=True)
     # Classes of one size stand together: number them anew by (size, label).
     renumber = torch.empty_like(counts)
@@ -47,11 +48,11 @@ def _arranged(
     column_class, order = number.sort(stable=True)
     columns = columns[order]
     place = torch.arange(len(order), device=order.device)
-    if gathered:
-        row_class, row_order = number[offset : offset + len(rows)].sort(stable=True)
+    if shares is not None:
+        row_class, row_order = number[own].sort(stable=True)
         position = torch.empty_like(order)
         position[order] = place
-        row_index, rows = position[row_order + offset], rows[row_order]
+        row_index, rows = position[row_order + own.start], rows[row_order]
     else:
         row_class, row_order, row_index, rows = column_class, order, place, columns
     starts = counts.cumsum(0) - counts
@@ -93,11 +94,12 @@ class _PerAnchorLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gathered: bool
+        ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
             rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
-            batch, row_order, order = _arranged(rows, labels, temperature, k1, k2, gathered)
+            shares = Shares(rows) if gather and ranks()[1] > 1 else None
+            batch, row_order, order = _arranged(rows, labels, temperature, k1, k2, shares)
             walk = Dense(batch) if batch.single else Tiled(batch)
             shift = walk.shift() if _needs_shift(batch) else None
             if shift is not None:
@@ -111,7 +113,7 @@ class _PerAnchorLoss(torch.autograd.Function):
             # A row without positives has no loss, finite or not.
             losses.masked_fill_(alone, 0.0)
             out, has_positive = _put_back(losses, row_order), _put_back(~alone, row_order)
-        ctx.walk, ctx.gathered, ctx.dtype = walk, gathered, embeddings.dtype
+        ctx.walk, ctx.shares, ctx.dtype = walk, shares, embeddings.dtype
         ctx.save_for_backward(shift, denominator, count, alone, row_order, order)
         ctx.mark_non_differentiable(has_positive)
         return out, has_positive
@@ -127,9 +129,9 @@ class _PerAnchorLoss(torch.autograd.Function):
             scale = weight / denominator.masked_fill(alone, 1.0)
             own = Terms(scale if shift is None else shift, scale, weight / count)
             others = own
-            if ctx.gathered:
+            if ctx.shares is not None:
                 unsorted = _put_back(torch.stack([own.shift, own.scale, own.pull], dim=1), row_order)
-                everybody = all_rows(unsorted)[0]
+                everybody = ctx.shares.gather(unsorted)
                 others = Terms(*(everybody if order is None else everybody[order]).T.contiguous().unbind())
             gradient = walk.gradient(shift, own, others).mul_(1 / walk.batch.temperature)
             out = _put_back(gradient, row_order)

@@ -16,21 +16,38 @@ def ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def all_rows(own: Tensor) -> tuple[Tensor, int]:
-    """Every process's rows in rank order, and where the own ones start. Numbers of rows may differ; no gradient."""
-    rank, world = ranks()
-    if world == 1:
-        return own, 0
-    size = torch.tensor([len(own)], device=own.device)
-    sizes = [torch.empty_like(size) for _ in range(world)]
-    dist.all_gather(sizes, size)
-    lengths = [int(s) for s in sizes]
-    padded = own.new_zeros(max(lengths), *own.shape[1:])
-    padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(parts, padded)
-    everything = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-    return everything, sum(lengths[:rank])
+class Shares:
+    """Whose rows of a shared batch are whose: asked of the processes once, good for all that has the same rows.
+
+    The answer is waited for, which empties a GPU's queue: one object per batch.
+
+    Args:
+        rows: the own rows [b, ...]; b may differ between the processes.
+
+    Attributes:
+        own: where the own rows stand among everybody's.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        rank, world = ranks()
+        self.lengths = [len(rows)]
+        if world > 1:
+            size = torch.tensor([len(rows)], device=rows.device)
+            sizes = [torch.empty_like(size) for _ in range(world)]
+            dist.all_gather(sizes, size)
+            self.lengths = torch.cat(sizes).tolist()
+        first = sum(self.lengths[:rank])
+        self.own = slice(first, first + len(rows))
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Every process's rows in rank order, [B, ...]; no gradient."""
+        if len(self.lengths) == 1:
+            return own
+        padded = own.new_zeros(max(self.lengths), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in self.lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, self.lengths, strict=True)])
 
 
 class _Gather(torch.autograd.Function):
@@ -38,9 +55,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        everything, first = all_rows(own)
-        ctx.own = slice(first, first + len(own))
-        return everything
+        shares = Shares(own)
+        ctx.own = shares.own
+        return shares.gather(own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
