@@ -20,6 +20,7 @@ from tcl_zoo.trainer import Trainer
 from .augment import images
 from .timing import alternate, medians, ratio, write_csv
 
+Steps = Iterator[tuple[int, tuple[Views, Tensor]]]
 _TARGETS = {"resnet18": 1.10, "resnet20": 1.15}
 
 
@@ -42,30 +43,31 @@ def run(quick: bool = False) -> None:
         bare = timm.create_model(f"{encoder}_cifar", num_classes=0).train().to(memory_format=torch.channels_last)
         batch = next(trainer.batches.epoch(0))[0]
         assert isinstance(batch, Tensor)
-        group = trainer.batches.chunk_steps
+        chunk = trainer.batches.chunk_steps
+        steps = enumerate(endless(trainer))
 
-        def whole(trainer: Trainer = trainer, n: int = group) -> None:
-            for i, (views, labels) in zip(range(n), endless(trainer), strict=False):
-                trainer.losses[i] = trainer.step(views, labels)
-            trainer.check(n)
+        def whole(trainer: Trainer = trainer, steps: Steps = steps, chunk: int = chunk) -> None:
+            i, (views, labels) = next(steps)
+            trainer.losses[i % chunk] = trainer.step(views, labels)
+            if (i + 1) % chunk == 0:
+                trainer.check(chunk)
 
-        def encoder_only(bare: Any = bare, batch: Tensor = batch, n: int = group) -> None:
-            for _ in range(n):
-                bare.zero_grad(set_to_none=True)
-                bare(batch).sum().backward()
+        def encoder_only(bare: Any = bare, batch: Tensor = batch) -> None:
+            bare.zero_grad(set_to_none=True)
+            bare(batch).sum().backward()
 
-        seconds = alternate(
-            {"training step": whole, "encoder alone": encoder_only},
-            rounds=1 if quick else 3 if encoder == "resnet18" else 6,
-            warm_up=0,
-        )
+        # They take turns step by step and are counted by the chunk, in whose first step its views are made.
+        chunks = 1 if quick else 2 if encoder == "resnet18" else 6
+        turns = alternate({"training step": whole, "encoder alone": encoder_only}, chunks * chunk, warm_up=0)
+        seconds = {k: [sum(v[i : i + chunk]) for i in range(0, len(v), chunk)] for k, v in turns.items()}
         median = medians(seconds)
         overhead = ratio(seconds, "training step", "encoder alone")
-        rows += [{"encoder": encoder, "name": k, "ms_per_step": 1e3 * v / group} for k, v in median.items()]
+        rows += [{"encoder": encoder, "name": k, "ms_per_step": 1e3 * v / chunk} for k, v in median.items()]
         print(
-            f"{encoder}, {len(batch)} views of 32 px: step {1e3 * median['training step'] / group:.0f} ms, "
-            f"encoder alone {1e3 * median['encoder alone'] / group:.0f} ms; "
-            f"ratio {overhead:.3f} (target {_TARGETS[encoder]})"
+            f"{encoder}, {len(batch)} views of 32 px: step {1e3 * median['training step'] / chunk:.0f} ms, "
+            f"encoder alone {1e3 * median['encoder alone'] / chunk:.0f} ms; "
+            f"ratio {overhead:.3f} (target {_TARGETS[encoder]})",
+            flush=True,
         )
     write_csv("loop", rows)
 
