@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from tcl_zoo.datasets import Split, load
-from tcl_zoo.downstream import own_name
+from tcl_zoo.downstream_models import own_name
 from tcl_zoo.finetune import finetune
 from tcl_zoo.reproduce.results import interval, verdict
 from tcl_zoo.splits import FolderSplit, stratified, subset

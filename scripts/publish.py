@@ -71,6 +71,8 @@ def main() -> int:
 
     out, indexed = args.out, not args.no_index
     names = [args.name] if args.name else list(index.entries()) if args.all else []
+    if args.name and not (out / args.name).is_dir():
+        parser.error(f"{out / args.name} is no release folder")
     if args.run_dir:
         folder = release(args.run_dir, out, args.data_dir)
         print(f"released {folder}")

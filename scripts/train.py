@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -68,9 +69,14 @@ def main() -> int:
         print(f"trained {chosen.name}: loss {result.loss:.4f}, {result.seconds:.0f} s, weights in {result.run_dir}")
         if args.protocol != "none":
             device = "cpu" if args.cpu else None
-            measured = evaluate_run(
-                result.run_dir, args.data_dir, protocol=args.protocol, device=device, workers=args.workers
-            )
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                measured = evaluate_run(
+                    result.run_dir, args.data_dir, protocol=args.protocol, device=device, workers=args.workers
+                )
+            except KeyboardInterrupt:
+                print("stopped in the probe; the same command begins it again")
+                return STOPPED
             knn = ", ".join(f"{key} {value:.2f}" for key, value in measured["knn"].items())
             print(f"top-1 {measured['top1']:.2f} % of {measured['n']:,} test images ({measured['protocol']}); {knn}")
     return OK

@@ -73,6 +73,7 @@ def supervised_variants(objective: str, encoder: str, dataset: str, variant: str
     if variant == "supcontrast":
         ok = objective == "ce" and dataset in ("cifar10", "cifar100")
         changes = {"epochs": 500, "batch_views": 1024, "lr": 0.8, "augmentation": "resized_crop_flip"}
+        changes["warmup_epochs"] = 10  # SupContrast's for batches above 256
         return changes if ok else None
     if variant == "simaug":
         changes = _CIFAR100_128 | {"epochs": 200, "augmentation": "simaugment"}

@@ -15,6 +15,7 @@ from torch import Tensor
 from .augment import MultiCrop, view_groups
 from .augment.ops import sent
 from .datasets import DATASETS, FolderSplit, Split, loader
+from .errors import RecipeError
 
 Views = Tensor | list[Tensor]
 
@@ -101,7 +102,12 @@ class Batches:
         streamed = isinstance(split, FolderSplit)
         size = split.size if isinstance(split, FolderSplit) else split.images.shape[-1]
         self.multi = multi = multi or MultiCrop()
-        self.groups = view_groups(augmentation, size, views, multi, padding=crop_padding, cropped=streamed)
+        if multi.count and multi.size >= size:
+            raise RecipeError(f"options.local_size ({multi.size}) must be below the images' {size} pixels a side")
+        # Streamed images begin with a random resized crop, but where the augmentation is to be none or a shift.
+        self._resized = augmentation not in ("none", "crop")
+        cropped = streamed and self._resized
+        self.groups = view_groups(augmentation, size, views, multi, padding=crop_padding, cropped=cropped)
         self.normalise = normalise or Normalise(dataset, self.device)
         if isinstance(split, Split):
             self._images = split.images.to(self.device)
@@ -151,7 +157,8 @@ class Batches:
         assert isinstance(self.split, FolderSplit)
         multi = self.multi
         small = (multi.count, multi.size, (0.05, multi.split))
-        data = self.split.view(self.views, self.seed, self.groups[0][0].scale, small=small)
+        whole = None if self._resized else self.split.transform
+        data = self.split.view(self.views, self.seed, self.groups[0][0].scale, whole, small)
         data.set_epoch(epoch)
         own = order[start:, self._own]
         for step, (images, labels, _) in enumerate(loader(data, own.tolist(), self.workers, self.device), start):

@@ -1,4 +1,4 @@
-"""Any images and any encoder, brought together: what fine-tuning and the transfer benchmark both start from."""
+"""Any images, as fine-tuning and the transfer benchmark take them; the encoders are in ``downstream_models.py``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .datasets import DATASETS, load
-from .errors import DataError, RecipeError, WeightsError
-from .evaluate import load_run
+from .downstream_models import SMALL
+from .errors import DataError
 from .extras import EXTRAS, load_extra
-from .models import create_model, pretrained_cfg
 from .progress import progress
-from .recipes import nearest, recipe
+from .recipes import nearest
 from .splits import FolderSplit, Split, loader, stratified, subfolders, subset
-from .weights import SOURCES, by_path
 
 KNOWN = (*DATASETS, *EXTRAS)
-_SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
 _IN_MEMORY = 2**30  # bytes of decoded images below which a folder of small images is not streamed
 _LOOK_AT = 500  # files that are opened to see whether a folder is gray
 
@@ -36,7 +33,7 @@ class Data:
     Attributes:
         name: of the data set, or of the folder.
         train: to train on.
-        val: to choose the epoch by; None where every class has but one image.
+        val: to choose the epoch by; None where every class has but one image, or nothing is to be held out.
         test: to report on, where there is such a split.
     """
 
@@ -74,7 +71,7 @@ def open_data(
     Args:
         data_dir: the folder, or where the known data set is.
         dataset: a known data set (``KNOWN``).
-        val: share of each class to hold out.
+        val: share of each class to hold out; 0 for none.
         per_class: go by so many training images of each class only, drawn with ``seed``; those held out are among
             them. 0 is all.
         seed: of what is drawn.
@@ -103,7 +100,7 @@ def open_data(
         raise DataError(f"{name} has one class only, {train.classes[0]!r}: there is nothing to tell apart; add another")
     if per_class:
         train = subset(train, stratified(train.labels, per_class, seed)[1])
-    if held is None:
+    if held is None and val > 0:
         kept, out = stratified(train.labels, val, seed)
         held = subset(train, out) if len(out) else None
         train = subset(train, kept)
@@ -148,119 +145,6 @@ def _other(folder: Path, train: FolderSplit) -> FolderSplit | None:
     return FolderSplit(folder, classes=train.classes, channels=train.channels, samples=samples)
 
 
-def open_model(
-    name: str, *, pretrained: bool = True, weights_dir: str | os.PathLike[str] | None = None, **timm_kwargs: Any
-) -> nn.Module:
-    """A model of this zoo, a release or run folder, or any timm model.
-
-    Args:
-        name: a name of this zoo; ``local-dir:PATH``, ``hf-hub:ORG/NAME``; the path of a release folder or of a
-            finished run folder, of a training or a fine-tuning; any timm name.
-        pretrained: with its weights.
-        weights_dir: a release folder, or a folder of them.
-        **timm_kwargs: ``num_classes``, ``in_chans``, ``drop_path_rate`` ...
-
-    Raises:
-        RecipeError: unknown name.
-        WeightsError: no weights, or a ``weights_dir`` beside a name that brings its own.
-    """
-    import timm
-
-    if pretrained and weights_dir is not None and brings_weights(name):
-        raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
-    if (run := run_folder(name)) is not None:
-        return _from_run(run, pretrained, timm_kwargs)
-    known = timm.is_model(name.partition(".")[0])
-    name, weights_dir = by_path(name, None if known else weights_dir)
-    if name.startswith(SOURCES) or weights_dir:
-        return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
-    if known:
-        try:
-            return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
-        except RuntimeError as error:
-            raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
-    dataset = recipe(name).dataset
-    model = create_model(name, pretrained, **timm_kwargs)
-    if not pretrained:
-        model.pretrained_cfg = {**model.pretrained_cfg, **pretrained_cfg(dataset)}  # type: ignore[assignment,dict-item]
-    return model
-
-
-def brings_weights(name: str) -> bool:
-    """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
-    import timm
-
-    return run_folder(name) is not None or timm.is_model(name.partition(".")[0])
-
-
-def run_folder(name: str) -> Path | None:
-    """The finished run folder of this path, or None."""
-    place = Path(name).expanduser()
-    return place if (place / "encoder.safetensors").is_file() else None
-
-
-def own_name(name: str) -> str:
-    """What a model is called: of a release folder its name, of a run folder the folder's, else what was given."""
-    if (run := run_folder(name)) is not None:
-        return run.resolve().name
-    return by_path(name, None)[0]
-
-
-def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:
-    """The encoder that training left, before it is released; its classifier, if any, is left out."""
-    import timm
-    from timm.models import load_pretrained
-
-    trained, encoder = load_run(place)
-    cfg = pretrained_cfg(trained.dataset)
-    kwargs = {"in_chans": cfg["input_size"][0], "num_classes": 0} | timm_kwargs
-    model = timm.create_model(trained.architecture, pretrained_cfg=cfg, **kwargs)
-    if pretrained:
-        state = {key: value for key, value in encoder.state_dict().items() if not key.startswith("fc.")}
-        with_state = {**cfg, "state_dict": state, "num_classes": 0}
-        load_pretrained(model, with_state, num_classes=0, in_chans=kwargs["in_chans"], strict=False)
-    model.pretrained_cfg = {**cfg, "architecture": trained.architecture}
-    return model
-
-
-def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
-    """:func:`input_cfg`; a model with position embeddings is fitted to the size.
-
-    Raises:
-        WeightsError: a model that takes its own size only.
-    """
-    own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    if size and size != own["input_size"][-1]:
-        try:
-            if hasattr(model, "set_input_size"):
-                model.set_input_size(img_size=size)  # type: ignore[operator]
-            elif own.get("fixed_input_size"):
-                raise ValueError("its size is fixed")
-        except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-            problem = f"the model takes images of {own['input_size'][-1]} pixels, not of {size}"
-            raise WeightsError(f"{problem} ({str(error).splitlines()[0]}); leave the size out") from None
-    return input_cfg(model, channels, size)
-
-
-def input_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
-    """The model's ``pretrained_cfg`` with other channels and another size; 0 is its own.
-
-    Its own size is the default for smaller images, too: filters expect the scale they were trained at, though a CIFAR
-    stem takes any.
-
-    Gray from colour: the mean of the three means; colour from gray: the one, three times.
-    """
-    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    channels, size = channels or cfg["input_size"][0], size or cfg["input_size"][-1]
-    for key in ("mean", "std"):
-        values = [float(value) for value in cfg[key]]
-        same = len(values) == channels
-        cfg[key] = values if same else [sum(values) / len(values)] * channels
-    cfg["input_size"] = [channels, size, size]
-    cfg["crop_pct"] = 1.0 if size < _SMALL else cfg.get("crop_pct") or 0.875
-    return cfg
-
-
 def fit(split: Split | FolderSplit, cfg: dict[str, Any]) -> Split | FolderSplit:
     """The images at ``cfg``'s size and channels: folders of small images decoded, large ones streamed.
 
@@ -271,14 +155,14 @@ def fit(split: Split | FolderSplit, cfg: dict[str, Any]) -> Split | FolderSplit:
 
     channels, size, _ = cfg["input_size"]
     if isinstance(split, Split):
-        if size >= _SMALL or split.images.shape[-1] == size:
+        if size >= SMALL or split.images.shape[-1] == size:
             return split
         return Split(_resized(split.images, size), split.labels, split.classes)
     split = copy.copy(split)
     split.size, split.channels = size, channels
     mode = InterpolationMode(cfg["interpolation"])
     split.transform = v2.Compose([v2.Resize(round(size / cfg["crop_pct"]), mode), v2.CenterCrop(size)])
-    if size < _SMALL and len(split) * channels * size**2 < _IN_MEMORY:
+    if size < SMALL and len(split) * channels * size**2 < _IN_MEMORY:
         return _decoded(split)
     return split
 

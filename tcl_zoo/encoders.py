@@ -1,7 +1,8 @@
 """ResNets with the CIFAR stem as registered timm architectures, and the projector (SPEC section 2).
 
 Only what differs from timm's ``ResNet`` is here: a 3x3 stem of stride 1 without max-pool, and for ``resnet20`` the
-three thin stages of He et al. Everything else (``features_only``, ``reset_classifier``, drop path ...) is timm's.
+three thin stages of He et al. Everything else (``features_only``, ``reset_classifier``, drop path ...) is timm's, the
+first weights too: the last batch norm of a block begins at 0, where SupContrast's and solo-learn's begin at 1.
 """
 
 from __future__ import annotations

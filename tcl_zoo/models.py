@@ -38,7 +38,8 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
     """What is known of a name without loading torch.
 
     Args:
-        name: a recipe name, or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
+        name: a recipe name, that of a release in ``weights_dir``, ``hf-hub:org/name[@revision]`` or
+            ``local-dir:PATH``.
         weights_dir: a release folder, or a folder of them.
 
     Returns:
@@ -49,7 +50,7 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
         RecipeError: unknown name.
         WeightsError: a place that has no release, or cannot be reached.
     """
-    if name.startswith(SOURCES):
+    if name.startswith(SOURCES) or release_folder(name, weights_dir) is not None:
         release = locate(name, weights_dir)
         facts = release.config["tcl_zoo"]
         info: dict[str, Any] = {key: facts[key] for key in ("recipe", "results", "sha256", "bytes")}
@@ -57,8 +58,7 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
         return info | {"thesis": reported(facts["name"])}
     info = {"name": name, "recipe": recipe(name).to_dict(), "thesis": reported(name)}
     info |= {"architecture": recipe(name).architecture, "results": None, "sha256": None, "bytes": None, "weights": None}
-    folder = release_folder(name, weights_dir) or index.bundled_folder(name)
-    entry = index.entries().get(name)
+    folder, entry = index.bundled_folder(name), index.entries().get(name)
     if folder is not None:
         config = read_config(folder)
         info["results"], info["weights"] = config["tcl_zoo"]["results"], str(folder)
@@ -141,21 +141,29 @@ def create_model(
     return model
 
 
-def create_transform(name: str, weights_dir: str | os.PathLike[str] | None = None) -> Any:
+def create_transform(
+    name: str,
+    weights_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+) -> Any:
     """PIL image of any mode to model input [C, S, S] float32, as the model is evaluated.
 
     Args:
         name: any recipe name, released or not; or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
         weights_dir: a release folder to take the input configuration from.
+        revision, cache_dir, sha256: of ``hf-hub:``, as for :func:`create_model`.
 
     Raises:
         RecipeError: unknown name.
+        WeightsError: a place that has no release, or cannot be reached.
     """
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
     if name.startswith(SOURCES):
-        cfg = locate(name, weights_dir).config["pretrained_cfg"]
+        cfg = locate(name, weights_dir, revision, cache_dir, sha256).config["pretrained_cfg"]
     else:
         folder = release_folder(name, weights_dir) or index.bundled_folder(name)
         cfg = read_config(folder)["pretrained_cfg"] if folder else pretrained_cfg(recipe(name).dataset)

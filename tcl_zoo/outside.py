@@ -155,6 +155,15 @@ def complaint(config: Any, fetched: bool = False) -> str:
     return "" if unmeasured or _number(top1, 0, 100) else f"has the top1 {short(top1)}"
 
 
+def timms_own(config: Any) -> bool:
+    """Whether a configuration is of a model of timm's that is no release, or of one that was fine-tuned here."""
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        return False
+    facts = config.get("tcl_zoo")
+    tuned = isinstance(facts, dict) and isinstance(facts.get("parent"), dict)
+    return "tcl_zoo" not in config or (tuned and config["architecture"] not in ARCHITECTURES)
+
+
 def cfg_complaint(cfg: dict[str, Any], own: bool = False) -> str:
     """What is wrong with a ``pretrained_cfg``, or ``""``; ``own``: of any model of timm's."""
     if missing := _missing(cfg, {"input_size": list, "mean": list, "std": list, "interpolation": str}):

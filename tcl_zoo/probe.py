@@ -97,7 +97,10 @@ def _fit_thesis(
         workers=workers,
     )  # fmt: skip
     forward = pooled(model)
-    linear = nn.Linear(int(model.num_features), len(train.classes), device=device)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed + 1)
+        linear = nn.Linear(int(model.num_features), len(train.classes))  # type: ignore[arg-type]
+    linear = linear.to(device)
     optimizer = torch.optim.SGD(
         linear.parameters(), recipe.probe_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )

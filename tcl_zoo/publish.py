@@ -80,13 +80,13 @@ def check(folder: Path, data_dir: str | os.PathLike[str] | None = None, *, index
         ReleaseCheckError: the weights or the configuration are not those of the index, the top-1 or the golden output
             differs, or the card's metadata does not say what the configuration says.
     """
+    import yaml
     from huggingface_hub import ModelCard
 
     from .cards import metadata
 
     files, config = release_files(folder), read_config(folder)
     facts = config["tcl_zoo"]
-    text = files[CARD_FILE].read_text(encoding="utf-8")
     digests = {file: hashlib.sha256(files[file].read_bytes()).hexdigest() for file in (WEIGHTS_FILE, CONFIG_FILE)}
     problems: list[str] = []
 
@@ -100,8 +100,9 @@ def check(folder: Path, data_dir: str | os.PathLike[str] | None = None, *, index
         hold("the sha256 of the weights in index.json", entry.get("sha256"), digests[WEIGHTS_FILE])
         hold("the sha256 of config.json in index.json", entry.get("config_sha256"), digests[CONFIG_FILE])
     try:
+        text = files[CARD_FILE].read_text(encoding="utf-8")
         found, expected = ModelCard(text).data.to_dict(), metadata(config).to_dict()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         problems.append(f"the card's metadata cannot be read ({_short(error)})")
     else:
         for key, value in expected.items():

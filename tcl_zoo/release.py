@@ -59,10 +59,13 @@ def release(
 
     Raises:
         TrainingError: not finished, not evaluated, without the metrics of its epochs, or trained by other values than
-            the recipe of its name.
+            the recipe of its name; or there is something else at ``out_dir/<name>``, a run folder say.
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     trained, model = load_run(run_dir)
+    target = out_dir / trained.name
+    if target.exists() and not _is_release(target):
+        raise TrainingError(f"{target} is there and is no release, so it is not replaced; choose another folder")
     _same_recipe(trained)
     results = _read(run_dir / "results.json", "not evaluated")
     environment = _read(run_dir / "environment.json", "not finished")
@@ -124,13 +127,17 @@ def release(
             projector = {k: cast(v, dtype) for k, v in projector.items()}
             safetensors.torch.save_file(projector, part / PROJECTOR_FILE, {"format": "pt"})
         write_card(part)
-        target = out_dir / trained.name
         if target.exists():
             shutil.rmtree(target)
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _is_release(folder: Path) -> bool:
+    """Whether a folder holds a release and nothing else: a run folder, or anybody's, is not taken for one."""
+    return (folder / CONFIG_FILE).is_file() and not (folder / "recipe.json").exists()
 
 
 def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,7 +10,7 @@ import csv
 import os
 import statistics
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .downstream import KNOWN, brings_weights, fit, load_known, open_data, open_model, own_name, resized
+from .downstream import KNOWN, fit, load_known, open_data
+from .downstream_models import brings_weights, open_model, own_name, resized
 from .errors import DataError
 from .features import features
 from .probe import knn_probe, linear_probe
@@ -33,8 +34,8 @@ class Score:
     """One measurement.
 
     Attributes:
-        model: the encoder; of a folder, the name it has in there, or its own.
-        dataset: a known data set, or the name of a folder.
+        model: the encoder; of a folder, the name it has in there, or its own; the path, where two have one name.
+        dataset: a known data set, or the name of a folder, or its path.
         classifier: ``linear`` or ``knn<k>``, on frozen features.
         shots: training images of each class; 0 is all.
         seed: of the draw of these images.
@@ -92,6 +93,8 @@ def transfer(
     """
     if min(shots, default=-1) < 0 or seeds < 1 or not models or not datasets:
         raise DataError("images per class and draws are positive numbers, and there is a model and a data set at least")
+    models, datasets = _unique(models), _unique(datasets)
+    called, data_called = _labels(models, own_name), _labels(datasets, _data_name)
     own = {name for name in models if brings_weights(name)}
     own = own if len(own) < len(set(models)) else set()  # a weights_dir for none of them is refused by open_model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,9 +105,9 @@ def transfer(
             test = subset(test, stratified(test.labels, test_images / len(test))[1])
         draws = _draws(train.labels, shots, seeds)
         used = torch.cat([rows for _, _, rows in draws]).unique()  # what no draw needs is not looked at
-        label = name if name in KNOWN else Path(name).resolve().name
+        label = data_called[name]
         for model_name in models:
-            shown = own_name(model_name)
+            shown = called[model_name]
             place = None if model_name in own else weights_dir
             model = open_model(model_name, pretrained=pretrained, weights_dir=place, num_classes=0).to(device)
             cfg = resized(model, size=size)
@@ -122,6 +125,16 @@ def transfer(
     return scores
 
 
+def _data_name(name: str) -> str:
+    return name if name in KNOWN else Path(name).resolve().name
+
+
+def _labels(given: Sequence[str], own: Callable[[str], str]) -> dict[str, str]:
+    """Given to shown: what each is called, but as it was given where that is the name of several."""
+    called = {name: own(name) for name in given}
+    return {name: short if list(called.values()).count(short) == 1 else name for name, short in called.items()}
+
+
 def _labelled(labels: Tensor, classes: tuple[str, ...]) -> Split:
     """Labels whose images have become features."""
     return Split(torch.empty(len(labels), 0, 0, 0, dtype=torch.uint8), labels, classes)
@@ -133,7 +146,9 @@ def _images(name: str, data_dir: Any, download: bool) -> tuple[Split | FolderSpl
         return train, test
     if not Path(name).expanduser().is_dir():
         raise DataError(f"{name} is neither a folder nor a known data set; known: {', '.join(KNOWN)}")
-    data = open_data(name)
+    data = open_data(name, val=0)
+    if data.test is None and data.val is None:
+        data = open_data(name)
     held = data.test or data.val
     if held is None:
         raise DataError(f"{name} has one image of each class: there is nothing to measure on")

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import hub, index
 from .errors import WeightsError
-from .outside import MAX_WEIGHTS_BYTES, SHA256, complaint, expanded, parsed, read_limited, short
+from .outside import MAX_WEIGHTS_BYTES, SHA256, complaint, expanded, parsed, read_limited, short, timms_own
 from .recipes import nearest, recipe
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -31,6 +31,10 @@ _MAX_CONFIG_BYTES = 4_000_000
 
 class UncheckedWarning(UserWarning):
     """Weights were loaded that neither ``index.json`` nor a ``sha256=`` vouches for."""
+
+
+class DamagedError(WeightsError):
+    """A file of a release is not what was promised."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,13 @@ def read_config(folder: Path, fetched: bool = False) -> dict[str, Any]:
     What was fine-tuned here may be any model of timm's; what was ``fetched`` may not.
 
     Raises:
-        WeightsError: missing, no JSON, keys missing or foreign, or an architecture that is not of this zoo.
+        DamagedError: missing, no JSON, or keys missing or foreign.
+        WeightsError: it is that of another model of timm's.
     """
     path = folder / CONFIG_FILE
 
-    def refuse(why: str) -> WeightsError:
-        return WeightsError(f"{path} {why}; fetch or build the release again")
+    def refuse(why: str) -> DamagedError:
+        return DamagedError(f"{path} {why}; fetch or build the release again")
 
     try:
         config = parsed(read_limited(path, _MAX_CONFIG_BYTES))
@@ -77,6 +82,8 @@ def read_config(folder: Path, fetched: bool = False) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise refuse(f"cannot be read ({getattr(error, 'strerror', None) or short(error)})") from None
     if why := complaint(config, fetched):
+        if timms_own(config):
+            raise WeightsError(f"{path} is of a model of timm's that is not of this zoo: timm.create_model loads it")
         raise refuse(why)
     return dict(config)
 
@@ -89,14 +96,13 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     root = expanded(given, WeightsError)
     if not _is_name(name):
         recipe(name)
-    if (root / name / CONFIG_FILE).is_file():
-        return root / name
-    if (root / CONFIG_FILE).is_file():
-        config = read_config(root)
-        if config["tcl_zoo"]["name"] == name:
-            return root
-        if weights_dir:
-            raise WeightsError(f"{root} holds {config['tcl_zoo']['name']}, not {name}")
+    for folder in (root / name, root):
+        if (folder / CONFIG_FILE).is_file():
+            held = read_config(folder)["tcl_zoo"]["name"]
+            if held == name:
+                return folder
+            if weights_dir or folder != root:
+                raise WeightsError(f"{folder} holds {short(held)}, not {name}")
     if weights_dir:
         raise WeightsError(f"no release of {name} in {root}: looked for {name}/{CONFIG_FILE} and {CONFIG_FILE} there")
     return None
@@ -105,11 +111,13 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
 def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
     """A release folder's path, or that of the run folder of a fine-tuning, as name and ``weights_dir``; all else as is.
 
+    A released name is one, whatever lies in the current folder.
+
     Raises:
         WeightsError: its ``config.json`` is not one of a release.
     """
     place = Path(name).expanduser()
-    for folder in (place, place / "release") if weights_dir is None else ():
+    for folder in (place, place / "release") if weights_dir is None and name not in index.entries() else ():
         if (folder / CONFIG_FILE).is_file():
             return str(read_config(folder)["tcl_zoo"]["name"]), folder
     return name, weights_dir
@@ -169,7 +177,12 @@ def locate(
             _hold(folder / CONFIG_FILE, name, config_sha256)
         return Release(name, folder, read_config(folder), expected, "bundled")
     if not entry.get("repo_id"):
-        raise WeightsError(f"{name} is released, but neither in this package nor on a Hub; pass weights_dir=")
+        here = index.bundled_folder(name) is not None
+        raise WeightsError(
+            f"{name} is in this package alone, which has no revisions: leave revision out"
+            if here
+            else f"{name} is released, but neither in this package nor on a Hub; pass weights_dir="
+        )
     return _from_hub(name, entry["repo_id"], revision or entry["revision"], cache_dir, expected, config_sha256)
 
 
@@ -199,14 +212,11 @@ def _from_hub(
 
     def once(force: bool) -> Release:
         folder = hub.fetch(repo_id, (CONFIG_FILE, WEIGHTS_FILE), revision, cache_dir, force)
-        try:
-            if config_sha256:
-                _hold(folder / CONFIG_FILE, name, config_sha256)
-            config = read_config(folder, fetched=True)
-            own = str(config["tcl_zoo"]["sha256"])
-            _hold(folder / WEIGHTS_FILE, name, own)
-        except WeightsError as error:
-            raise DamagedError(str(error)) from error
+        if config_sha256:
+            _hold(folder / CONFIG_FILE, name, config_sha256)
+        config = read_config(folder, fetched=True)
+        own = str(config["tcl_zoo"]["sha256"])
+        _hold(folder / WEIGHTS_FILE, name, own)
         if sha256 not in (None, own):
             raise WeightsError(
                 f"hf-hub:{repo_id}@{folder.name} holds other weights than {name} should be: sha256 {own} "
@@ -227,19 +237,15 @@ def _from_hub(
         ) from damage
 
 
-class DamagedError(WeightsError):
-    """A fetched file is not what was promised."""
-
-
 def _hold(path: Path, name: str, expected: str) -> bytes:
     """The bytes of a file, if they are the ones expected."""
     try:
         data = read_limited(path, MAX_WEIGHTS_BYTES)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', None) or short(error)}") from None
+        raise DamagedError(f"cannot read {path}: {getattr(error, 'strerror', None) or short(error)}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise WeightsError(
+        raise DamagedError(
             f"{path} is not the file that was released as {name}: sha256 {found[:16]}... instead of {expected[:16]}..."
         )
     return data

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,7 +49,7 @@ def test_list(capsys):
     (flagship,) = [line for line in lines if line.split()[0] == "tcl_resnet50_cifar100"]
     assert "79.80" in flagship
     assert all(line.startswith("tcl_") for line in lines[1:])
-    assert run(capsys, "list", "nothing*")[0] == 1
+    assert run(capsys, "list", "nothing*")[0] == 2
     assert "tcl_resnet20_digits" in run(capsys, "list", "--pretrained")[1]
 
 
@@ -165,7 +169,14 @@ def test_probe_of_one_model_compares_where_it_is_asked_to(capsys, released, monk
     assert code == 0 and f"of {images} test images by training images per class" in out
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory\nmore")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_out_of_memory_anywhere_is_one_line(capsys, error):
     def fail():
         raise error
@@ -204,6 +215,24 @@ def test_train_script_refuses(tmp_path, args, message):
     done = script("scripts/train.py", *args, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_stopped_in_the_probe(tmp_path, monkeypatch, capsys):
+    """A scheduler's signal after the training: as in it, 3 and the same command goes on."""
+
+    def killed(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("tcl_zoo.evaluate.evaluate_run", killed)
+    args = ["train.py", "tcl_resnet20_digits", "--set", "epochs=1", "--cpu", "--run-dir", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", args)
+    try:
+        assert runpy.run_path(str(ROOT / "scripts/train.py"))["main"]() == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "the same command begins it again" in capsys.readouterr().out
 
 
 def test_train_script_stops_and_goes_on(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import tcl_zoo  # noqa: F401  (registers the architectures)
@@ -37,16 +38,41 @@ def test_registered(name):
     assert timm.is_model(name)
 
 
-def test_same_function_as_torchvision():
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_same_function_as_torchvision(name):
     import torchvision
 
-    ours = timm.create_model("resnet18_cifar", num_classes=10).eval()
-    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    ours = timm.create_model(f"{name}_cifar", num_classes=10).eval()
+    theirs = torchvision.models.get_model(name, num_classes=10).eval()
     theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     theirs.maxpool = nn.Identity()
-    theirs.load_state_dict(ours.state_dict())
+    state = {key: value for key, value in ours.state_dict().items()}
+    for key, value in state.items():
+        if value.ndim == 1:  # the last batch norm of a block begins at 0 and would hide all before it
+            state[key] = torch.rand_like(value) + 0.5
+    ours.load_state_dict(state)
+    theirs.load_state_dict(state)
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_resnet20_is_that_of_its_paper():
+    """He et al. 2016, section 4.2, block by block (their option B: shortcuts of 1x1 convolutions)."""
+    net = timm.create_model("resnet20_cifar", num_classes=10).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    x = torch.randn(2, 3, 32, 32)
+    y = net.bn1(F.conv2d(x, net.conv1.weight, padding=1)).relu()
+    for stage, width in enumerate((16, 32, 64)):
+        for k, block in enumerate(getattr(net, f"layer{stage + 1}")):
+            stride = 2 if stage and not k else 1
+            short = block.downsample[1](F.conv2d(y, block.downsample[0].weight, stride=2)) if stride == 2 else y
+            y = block.bn1(F.conv2d(y, block.conv1.weight, stride=stride, padding=1)).relu()
+            y = (block.bn2(F.conv2d(y, block.conv2.weight, padding=1)) + short).relu()
+            assert y.shape == (2, width, 32 >> stage, 32 >> stage)
+        assert k == 2
+    torch.testing.assert_close(net(x), net.fc(y.mean((2, 3))))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -113,12 +139,21 @@ def test_grad_checkpointing_and_drop_path():
 
 
 @pytest.mark.parametrize(
-    "order", ["import tcl_zoo, timm", "import timm, tcl_zoo", "import timm.models; import tcl_zoo"]
+    "order",
+    [
+        "import tcl_zoo, timm",
+        "import timm, tcl_zoo",
+        "import timm.models; import tcl_zoo",
+        "import tcl_zoo, importlib.util; importlib.util.find_spec('timm'); import timm",
+    ],
 )
 def test_registration_in_either_order(order):
-    code = f"{order}; print(timm.create_model('resnet20_cifar', num_classes=0).num_features)"
+    code = (
+        f"{order}; import sys; print(timm.create_model('resnet20_cifar', num_classes=0).num_features, "
+        "[type(finder).__name__ for finder in sys.meta_path])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "64"
+    assert out.stdout.split()[0] == "64" and "TimmFinder" not in out.stdout
 
 
 def test_import_loads_no_torch():

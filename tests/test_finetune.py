@@ -73,6 +73,13 @@ def test_what_it_reports_is_what_others_measure(tuned, photos):
     assert tuned.results["top1"] == tuned.results["test"] > 90 and tuned.results["n"] == 12
 
 
+def test_info_of_a_release_of_ones_own(tuned, capsys):
+    info = tcl_zoo.model_info("photos", weights_dir=tuned.release)
+    assert info["results"]["n"] and info["weights"] == str(tuned.release)
+    assert cli.main(["info", "photos", "--weights-dir", str(tuned.release)]) == 0
+    assert f"{info['results']['top1']:.2f} %" in capsys.readouterr().out
+
+
 def test_plain_timm_loads_the_folder(tuned):
     ours = tcl_zoo.create_model("photos", pretrained=True, weights_dir=tuned.release).eval()
     theirs = timm.create_model(f"local-dir:{tuned.release}", pretrained=True).eval()

@@ -199,8 +199,15 @@ def test_refusals_of_the_hub_are_one_line(hub, client, zoo):
 )
 def test_wrong_use(hub, client, zoo, args, message):
     code, out = client.script(zoo, *args)
-    assert code in (1, 2) and message in out and len(out.strip().splitlines()) == 1
+    assert code == 2 and message in out and len(out.strip().splitlines()) == 1
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("damage", [b"---\n: [\n---\n", b"\xff\xfe"])
+def test_a_card_that_cannot_be_read(client, zoo, damage):
+    (zoo / "cards" / NAME / "README.md").write_bytes(damage)
+    code, out = client.script(zoo, NAME, "--org", "x", "--out", "cards")
+    assert code == 1 and "the card's metadata cannot be read" in out and len(out.strip().splitlines()) == 1
 
 
 def test_cards_are_written_again_from_config(client, zoo):

@@ -311,6 +311,7 @@ def test_a_malicious_repository(hub, client, published):
         "evil/arguments": variant(model_args={"in_chans": 1, "block": "os.system"}),
         "evil/name": variant(architecture="../../../../tmp/x"),
         "evil/huge": variant(num_classes=10**15),
+        "timm/resnet18.a1_in1k": {"config.json": b'{"architecture": "resnet18"}', "model.safetensors": b"x"},
     }
     for repo, content in repos.items():
         hub.commit(repo, content)
@@ -338,9 +339,12 @@ def test_a_malicious_repository(hub, client, published):
         "evil/arguments": "block",
         "evil/name": "not of this zoo",
         "evil/huge": "no release has",
+        "timm/resnet18.a1_in1k": "timm.create_model loads it",
     }
     for repo, message in expected.items():
         assert message in answers[repo] and "\n" not in answers[repo], answers[repo]
+        damaged = repo.startswith("evil") and repo not in ("evil/pickle", "evil/weights")
+        assert ("fetched twice" in answers[repo]) == damaged, "what is sound but of another kind is no damage"
     after = {path for path in published.rglob("*") if "cache" not in path.parts}
     assert {path.name for path in after - before} <= {"client.log", "out.json"}
     assert not trap.exists()

@@ -93,6 +93,9 @@ def test_thesis_protocol(released, splits):
     result = linear_probe(trained, *splits, protocol="thesis", recipe=plan)
     cached = linear_probe(trained, *splits)
     assert result.top1 > 50 and result.protocol == "thesis" and cached.top1 >= result.top1 - 0.2
+    torch.manual_seed(123)  # neither the generator's state
+    again = linear_probe(trained, *splits, protocol="thesis", recipe=plan)
+    assert torch.equal(again.classifier.weight, result.classifier.weight)
     with pytest.raises(ValueError, match="needs the recipe"):
         linear_probe(trained, *splits, protocol="thesis")
     with pytest.raises(ValueError, match="unknown protocol"):

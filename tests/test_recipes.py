@@ -214,6 +214,7 @@ def test_warm_up_then_cosine():
         optimizer.step()
         (warm if epoch < 9 else cosine if epoch > 9 else optimizer).step()
     assert recipe("tcl_resnet20_digits").lr_at(0) == 0.1
+    assert [recipe(f"ce_resnet50_cifar100{v}").warmup_epochs for v in ("", ".supcontrast")] == [0, 10]
 
 
 def test_options():

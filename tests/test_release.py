@@ -20,6 +20,7 @@ from tcl_zoo import index
 from tcl_zoo._ssl_recipes import SELF_SUPERVISED, TITLES
 from tcl_zoo.cards import card, interval
 from tcl_zoo.datasets import load
+from tcl_zoo.downstream_models import own_name, run_folder
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
@@ -28,7 +29,7 @@ from tcl_zoo.pictures import confusion, embedding, training_curve
 from tcl_zoo.release import record, release, update_index
 from tcl_zoo.train import train
 from tcl_zoo.verify import golden_inputs, verify
-from tcl_zoo.weights import locate
+from tcl_zoo.weights import by_path, locate
 
 NAME = "tcl_resnet20_digits.e1"
 
@@ -371,7 +372,7 @@ def test_wrong_content_with_the_right_hash(copy, content):
     ("change", "message"),
     [
         (lambda c: c.pop("architecture"), "lacks architecture"),
-        (lambda c: c.pop("tcl_zoo"), "lacks tcl_zoo"),
+        (lambda c: c.pop("tcl_zoo"), "not of this zoo: timm.create_model loads it"),
         (lambda c: c["tcl_zoo"].pop("sha256"), "lacks sha256"),
         (lambda c: c["pretrained_cfg"].pop("mean"), "lacks mean"),
         (lambda c: c.update(num_classes="ten"), "lacks num_classes"),
@@ -406,7 +407,7 @@ def test_verify_notices(copy):
     assert not verify(NAME, weights_dir=copy).ok
     edit(copy, lambda c: c["tcl_zoo"]["fingerprints"].update(test="0" * 64))
     other = verify(NAME, weights_dir=copy)
-    assert other.ok and not other.same_data
+    assert not other.ok and not other.same_data and other.golden < 1e-3, "nothing was compared with the card's top-1"
     edit(copy, lambda c: c["tcl_zoo"]["golden"].update(logits=[[0.0] * 10] * 4))
     assert not verify(NAME, weights_dir=copy).ok
     edit(copy, lambda c: c["tcl_zoo"].pop("golden"))
@@ -441,6 +442,31 @@ def test_release_refuses(released, tmp_path):
     with pytest.raises(TrainingError, match="not a run folder"):
         release(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_release_replaces_nothing_but_a_release(released, tmp_path):
+    """`publish.py --run-dir runs/NAME --out runs` would have replaced the run by its release."""
+    shutil.copytree(released.parent / "run", tmp_path / NAME)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(TrainingError, match="is there and is no release, so it is not replaced"):
+        release(tmp_path / NAME, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    for _ in range(2):
+        assert release(tmp_path / NAME, tmp_path / "cards", device="cpu") == tmp_path / "cards" / NAME
+
+
+def test_a_folder_is_what_it_holds(released, tmp_path, monkeypatch):
+    """Not what it is called."""
+    shutil.copytree(released / NAME, tmp_path / "tcl_resnet20_digits")
+    with pytest.raises(WeightsError, match=rf"tcl_resnet20_digits holds {NAME}, not tcl_resnet20_digits"):
+        tcl_zoo.create_model("tcl_resnet20_digits", pretrained=True, weights_dir=tmp_path)
+    # A released name is one, whatever lies in the current folder.
+    monkeypatch.chdir(tmp_path)
+    assert by_path("tcl_resnet20_digits", None) == ("tcl_resnet20_digits", None)
+    shutil.copytree(released.parent / "run", tmp_path / "ce_resnet20_digits")
+    assert own_name("ce_resnet20_digits") == "ce_resnet20_digits" and run_folder("./ce_resnet20_digits") is not None
+    with pytest.raises(WeightsError, match="in this package alone, which has no revisions"):
+        tcl_zoo.create_model("tcl_resnet20_digits", pretrained=True, revision="main")
 
 
 def test_large_encoders_are_released_in_float16(tmp_path, monkeypatch, released):

@@ -167,6 +167,15 @@ def test_a_data_set_brings_its_encoder():
     assert plan.jobs()[1].recipe.k1 == 5000 and plan.jobs()[1].recipe.name == "tcl_resnet20_digits"
 
 
+@pytest.mark.parametrize("dataset", ["cifar100", "imagenet100", "digits"])
+def test_what_a_figure_varies_is_as_named_on_any_data_set(dataset):
+    """Whose own recipe may have another k1."""
+    for entry in Plan.of(GRIDS["fig-5.6"], Scale(0.1, dataset=dataset), 1).entries:
+        assert f"{entry.job.recipe.k1:g}" == entry.cell.row and f"k2 = {entry.job.recipe.k2:g}" == entry.cell.series
+    for entry in Plan.of(GRIDS["fig-5.8"], Scale(0.1, dataset=dataset), 1).entries:
+        assert entry.cell.series == f"TCL, k1 = {entry.job.recipe.k1:g}, k2 = {entry.job.recipe.k2:g}"
+
+
 def test_a_table_of_data_sets_keeps_them():
     with pytest.raises(RecipeError, match="stays with its data sets"):
         Plan.of(GRIDS["table-5.1"], TINY)
@@ -376,7 +385,10 @@ def test_another_protocol_is_measured_again(world, tmp_path):
     job = plan.jobs()[0]
     assert store.measured(job, "cached") and not store.measured(job, "thesis")
     released = Job(recipe("ce_resnet20_digits"))
-    assert Store(tmp_path, ROOT / "model_cards").measured(released, "thesis")  # its own classifier
+    cards = Store(tmp_path, ROOT / "model_cards")
+    assert cards.measured(released, "thesis")  # its own classifier
+    probed = Job(recipe("tcl_resnet20_digits"))
+    assert cards.measured(probed, "cached") and not cards.measured(probed, "thesis")
 
 
 def test_a_gradient_figure_says_which_run_has_no_log(world, tmp_path):

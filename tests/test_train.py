@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from tcl_zoo import sessions
 from tcl_zoo import train as train_module
 from tcl_zoo.augment import MultiCrop
-from tcl_zoo.batches import Batches
+from tcl_zoo.batches import Batches, Normalise
 from tcl_zoo.datasets import DATASETS, FolderSplit, Split
-from tcl_zoo.errors import TrainingError
+from tcl_zoo.errors import RecipeError, TrainingError
 from tcl_zoo.recipes import recipe
 from tcl_zoo.train import train
 from tcl_zoo.trainer import Trainer
@@ -406,6 +406,20 @@ def test_streamed_batches(folder, augmentation):
         both = torch.cat([h[step][0].unflatten(0, (2, 4)) for h in halves], dim=1).flatten(0, 1)
         assert torch.equal(both, views)
     assert sorted(torch.cat([labels for _, labels in whole]).tolist()) == sorted([0, 1, 2] * 8)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop"])
+def test_streamed_images_as_they_are(folder, augmentation):
+    """Without an augmentation, or with shifts by no pixel, what is evaluated."""
+    plain = Normalise("imagenet100")(torch.cat([folder[i][0] for i in range(len(folder))]))
+    for views, labels in Batches(folder, "imagenet100", augmentation, 0, 1, 8, seed=3).epoch(0):
+        for view, label in zip(views, labels, strict=True):
+            assert any(torch.equal(view, whole) for whole in plain[folder.labels == label])
+
+
+def test_small_crops_are_smaller(folder):
+    with pytest.raises(RecipeError, match=r"options.local_size \(32\) must be below the images' 32 pixels"):
+        Batches(folder, "imagenet100", "simaugment", 4, 2, 8, seed=3, multi=MultiCrop(3, 32, 0.2))
 
 
 def test_small_crops_of_a_streamed_folder(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from tcl_zoo import cli
 from tcl_zoo.datasets import load
-from tcl_zoo.downstream import fit, input_cfg, open_model, own_name, resized
+from tcl_zoo.downstream import fit
+from tcl_zoo.downstream_models import input_cfg, open_model, own_name, resized
 from tcl_zoo.errors import DataError, RecipeError, WeightsError
 from tcl_zoo.features import features
 from tcl_zoo.splits import Split, stratified
@@ -71,6 +74,23 @@ def test_several_encoders_on_several_sets(tmp_path, capsys):
     assert {(s.train_images, s.test_images) for s in folder} == {(12, 4)} and folder[0].top1 == 100
     with Image.open(tmp_path / "s.png") as image:
         assert image.width >= 800
+
+
+def test_two_of_one_name_stay_apart(released, tmp_path):
+    """Two runs in folders of one name, and two folders of images."""
+    rng, paths = np.random.default_rng(0), []
+    for place in ("a", "b"):
+        shutil.copytree(released.parent / "run", tmp_path / place / "run")
+        paths.append(str(tmp_path / place / "run"))
+    for part in ("train", "test"):
+        for label in ("dark", "light"):
+            (tmp_path / "photos" / part / label).mkdir(parents=True)
+            for i in range(5):
+                pixels = rng.integers(0, 255, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / part / label / f"{i}.png")
+    scores = transfer([*paths, paths[0]], [str(tmp_path / "photos")], shots=(0,), k=3, device="cpu")
+    assert [s.model for s in scores] == [path for path in paths for _ in range(2)]
+    assert {s.train_images for s in scores} == {10}, "nothing is held out where there are test images"
 
 
 def test_size_reaches_models_with_position_embeddings():

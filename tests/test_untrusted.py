@@ -408,7 +408,10 @@ def test_the_watch_sees(tmp_path):
         lambda: subprocess.run(["true"]),
         lambda: connect(),
         lambda: os.mkdir(tmp_path.parent / "new"),
+        lambda: bytearray(os.urandom(200_000_000)),
     ]
+    spike = bytearray(os.urandom(400_000_000))  # what was used and freed before hides nothing
+    del spike
     for deed in deeds:
-        with pytest.raises(AssertionError), watched(tmp_path), contextlib.suppress(OSError):
+        with pytest.raises(AssertionError), watched(tmp_path, 150), contextlib.suppress(OSError):
             deed()

@@ -41,7 +41,9 @@ def guarded(run: Callable[[], int]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+        # torch's, on a GPU and on a CPU, told without importing it
+        torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if not isinstance(error, MemoryError) and not torchs:
             raise
         print("error: out of memory; try a smaller size, batch or model, or another --device", file=sys.stderr)
         return WRONG

@@ -7,7 +7,7 @@ import sys
 
 from .. import index
 from ..thesis import reported
-from ._common import FAILED, OK, Add
+from ._common import OK, WRONG, Add
 
 
 def register(add: Add) -> None:
@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     found = list_models(args.pattern, pretrained=args.pretrained)
     if not found:
         print(f"no name matches {args.pattern!r}; `tcl-zoo list` shows all", file=sys.stderr)
-        return FAILED
+        return WRONG
     width = max(len(name) for name in found)
     print(f"{'name':<{width}}  thesis   ours  weights")
     for name in found:

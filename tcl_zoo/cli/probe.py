@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .. import index
 from ..recipes import recipe
 from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
 
@@ -53,7 +54,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.dataset:
         name = args.model[0]
-        if ":" in name or Path(name).exists() or timm.is_model(name.partition(".")[0]):
+        path = Path(name).exists() and name not in index.entries()
+        if ":" in name or path or timm.is_model(name.partition(".")[0]):
             raise DataError("--dataset is needed with a model that is not of this zoo")
     datasets = args.dataset or [recipe(args.model[0]).dataset]
     folder = datasets[0] not in KNOWN and len(datasets) == 1
@@ -96,7 +98,8 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
 def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     import torch
 
-    from ..downstream import fit, load_known, open_model, resized
+    from ..downstream import fit, load_known
+    from ..downstream_models import open_model, resized
     from ..errors import DataError
     from ..probe import knn_probe, linear_probe
 

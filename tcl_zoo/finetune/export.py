@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import nn
 
-from ..downstream import Data, own_name, run_folder
+from ..downstream import Data
+from ..downstream_models import own_name, run_folder
 from ..features import predict
 from ..index import entries, name_of
 from ..outside import PRETRAINED_KEYS

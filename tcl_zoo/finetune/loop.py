@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..downstream import Data, input_cfg, open_data, open_model
+from ..downstream import Data, open_data
+from ..downstream_models import input_cfg, open_model
 from ..errors import TrainingError
 from ..processes import naming_the_lost
 from ..progress import progress

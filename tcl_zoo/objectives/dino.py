@@ -26,7 +26,7 @@ class DINO(SelfSupervised):
     def __init__(self, recipe: Recipe, encoder: nn.Module) -> None:
         super().__init__(recipe)
         width, hidden, dim = int(encoder.num_features), recipe.projector_hidden, recipe.projector_dim  # type: ignore[arg-type]
-        layers = head(width, hidden, hidden, dim, activation=nn.GELU)
+        layers = head(width, hidden, hidden, dim, norm=False, activation=nn.GELU)
         for module in layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..recipes import PROJECTOR_DIMS, VIEWS
+from ..recipes import PROJECTOR_DIMS, VIEWS, recipe
 from ..thesis import reported
 
 SUPCON, TCL = "SupCon", "TCL"
@@ -100,9 +100,9 @@ _SECTION_54: dict[tuple[float, float], float] = {(50_000, 1): 71.8, (50_000, 3.2
 def _loss(k1: float, k2: float, against: tuple[float, float] | None = (0, 1)) -> Cell:
     """TCL at k1 and k2 as a line of a figure; SupCon, which is (0, 1), under its own name."""
     supcon, plain = (k1, k2) == (0, 1), (k1, k2) == (5000, 1)
-    settings = () if supcon or plain else (f"k1={k1:g}", f"k2={k2:g}")
     cell = _cell(f"supcon_{_128}" if supcon else f"tcl_{_128}", "")
-    thesis = _SECTION_54.get((k1, k2)) if settings else cell.thesis
+    thesis = cell.thesis if supcon or plain else _SECTION_54.get((k1, k2))
+    settings = (f"k1={k1:g}", f"k2={k2:g}")  # the recipe's, too: another data set's may have others
     other = ("", _line(*against)) if against and against != (k1, k2) else None
     return dataclasses.replace(cell, series=_line(k1, k2), settings=settings, thesis=thesis, against=other)
 
@@ -144,10 +144,12 @@ def _table_52() -> tuple[Cell, ...]:
     cells = []
     for key, (title, size) in _SELF_SUPERVISED.items():
         objective, dot, variant = key.partition(".")
+        ours = recipe(f"{objective}_resnet18_cifar10{dot}{variant}").projector_dim
+        row = f"{title}, {size}" + (f" (ours {ours})" if ours != size else "")
         for dataset in ("cifar10", "cifar100", "imagenet100"):
             name = f"{objective}_resnet18_{dataset}{dot}{variant}"
             found = reported(name)
-            cells.append(Cell(f"{title}, {size}", TITLES[dataset], name, (), found[0] if found else None))
+            cells.append(Cell(row, TITLES[dataset], name, (), found[0] if found else None))
     return tuple(cells)
 
 
@@ -204,7 +206,7 @@ GRIDS: dict[str, Grid] = {
             "ci", "SupCon and TCL on CIFAR-100 over many seeds", "top1", "data set (encoder)",
             _pairs([("CIFAR-100 (R50)", _128)]), "TCL above SupCon by 0.93, intervals apart", seeds=30, moves=True,
         ),
-        Grid("table-5.2", "Self-supervised methods, ResNet-18", "top1", "method, projector output", _table_52(),
-             "TCL is above SimCLR"),
+        Grid("table-5.2", "Self-supervised methods, ResNet-18", "top1", "method, projector output of the thesis",
+             _table_52(), "TCL is above SimCLR"),
     )
 }  # fmt: skip

@@ -84,7 +84,7 @@ class Store:
     def measured(self, job: Job, protocol: str) -> bool:
         """Whether a job is done, and its classifier was fitted by a protocol (or, by cross-entropy, trained)."""
         state = self.state(job)
-        fitted = state.protocol.startswith("linear probe") and state.folder == self.folder(job)
+        fitted = state.protocol.startswith("linear probe")
         return state.status == "done" and (not fitted or state.protocol.endswith(protocol))
 
     def failed(self, job: Job, error: Exception | None) -> None:

@@ -76,8 +76,11 @@ def test_contents(built):
     with tarfile.open(sdist) as archive:
         members = [PurePosixPath(*PurePosixPath(m.name).parts[1:]) for m in archive.getmembers() if m.isfile()]
     tops = {p.parts[0] for p in members}
-    assert tops <= {"tcl_zoo", "model_cards", "scripts", "tests", "benchmarks", "noxfile.py", "README.md", "LICENSE",
-                    "CITATION.cff", "CHANGELOG.md", "Makefile", "PKG-INFO", "pyproject.toml", ".gitignore"}  # fmt: skip
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert set(listed) <= tops <= {*listed, "PKG-INFO", "pyproject.toml", ".gitignore"}
+    assert not {"shared", "runs", "data", "results", ".ci"} & tops
     for names in (inside, members):
         assert not [p for p in names if p.suffix in (".pyc", ".npz", ".pkl", ".bin", ".pt") or "runs" in p.parts]
 

@@ -1,0 +1,131 @@
+"""Any encoder, as fine-tuning and the transfer benchmark take it: of this zoo, of a folder, or of timm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import index
+from .errors import RecipeError, WeightsError
+from .evaluate import load_run
+from .models import create_model, pretrained_cfg
+from .recipes import recipe
+from .weights import SOURCES, by_path
+
+SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
+
+
+def open_model(
+    name: str, *, pretrained: bool = True, weights_dir: str | os.PathLike[str] | None = None, **timm_kwargs: Any
+) -> nn.Module:
+    """A model of this zoo, a release or run folder, or any timm model.
+
+    Args:
+        name: a name of this zoo; ``local-dir:PATH``, ``hf-hub:ORG/NAME``; the path of a release folder or of a
+            finished run folder, of a training or a fine-tuning; any timm name.
+        pretrained: with its weights.
+        weights_dir: a release folder, or a folder of them.
+        **timm_kwargs: ``num_classes``, ``in_chans``, ``drop_path_rate`` ...
+
+    Raises:
+        RecipeError: unknown name.
+        WeightsError: no weights, or a ``weights_dir`` beside a name that brings its own.
+    """
+    import timm
+
+    if pretrained and weights_dir is not None and brings_weights(name):
+        raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
+    if (run := run_folder(name)) is not None:
+        return _from_run(run, pretrained, timm_kwargs)
+    known = timm.is_model(name.partition(".")[0])
+    name, weights_dir = by_path(name, None if known else weights_dir)
+    if name.startswith(SOURCES) or weights_dir:
+        return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
+    if known:
+        try:
+            return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
+        except RuntimeError as error:
+            raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
+    dataset = recipe(name).dataset
+    model = create_model(name, pretrained, **timm_kwargs)
+    if not pretrained:
+        model.pretrained_cfg = {**model.pretrained_cfg, **pretrained_cfg(dataset)}  # type: ignore[assignment,dict-item]
+    return model
+
+
+def brings_weights(name: str) -> bool:
+    """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
+    import timm
+
+    return run_folder(name) is not None or timm.is_model(name.partition(".")[0])
+
+
+def run_folder(name: str) -> Path | None:
+    """The finished run folder of this path, or None; a released name is no path."""
+    place = Path(name).expanduser()
+    return place if name not in index.entries() and (place / "encoder.safetensors").is_file() else None
+
+
+def own_name(name: str) -> str:
+    """What a model is called: of a release folder its name, of a run folder the folder's, else what was given."""
+    if (run := run_folder(name)) is not None:
+        return run.resolve().name
+    return by_path(name, None)[0]
+
+
+def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:
+    """The encoder that training left, before it is released; its classifier, if any, is left out."""
+    import timm
+    from timm.models import load_pretrained
+
+    trained, encoder = load_run(place)
+    cfg = pretrained_cfg(trained.dataset)
+    kwargs = {"in_chans": cfg["input_size"][0], "num_classes": 0} | timm_kwargs
+    model = timm.create_model(trained.architecture, pretrained_cfg=cfg, **kwargs)
+    if pretrained:
+        state = {key: value for key, value in encoder.state_dict().items() if not key.startswith("fc.")}
+        with_state = {**cfg, "state_dict": state, "num_classes": 0}
+        load_pretrained(model, with_state, num_classes=0, in_chans=kwargs["in_chans"], strict=False)
+    model.pretrained_cfg = {**cfg, "architecture": trained.architecture}
+    return model
+
+
+def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
+    """:func:`input_cfg`; a model with position embeddings is fitted to the size.
+
+    Raises:
+        WeightsError: a model that takes its own size only.
+    """
+    own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    if size and size != own["input_size"][-1]:
+        try:
+            if hasattr(model, "set_input_size"):
+                model.set_input_size(img_size=size)  # type: ignore[operator]
+            elif own.get("fixed_input_size"):
+                raise ValueError("its size is fixed")
+        except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+            problem = f"the model takes images of {own['input_size'][-1]} pixels, not of {size}"
+            raise WeightsError(f"{problem} ({str(error).splitlines()[0]}); leave the size out") from None
+    return input_cfg(model, channels, size)
+
+
+def input_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
+    """The model's ``pretrained_cfg`` with other channels and another size; 0 is its own.
+
+    Its own size is the default for smaller images, too: filters expect the scale they were trained at, though a CIFAR
+    stem takes any.
+
+    Gray from colour: the mean of the three means; colour from gray: the one, three times.
+    """
+    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    channels, size = channels or cfg["input_size"][0], size or cfg["input_size"][-1]
+    for key in ("mean", "std"):
+        values = [float(value) for value in cfg[key]]
+        same = len(values) == channels
+        cfg[key] = values if same else [sum(values) / len(values)] * channels
+    cfg["input_size"] = [channels, size, size]
+    cfg["crop_pct"] = 1.0 if size < SMALL else cfg.get("crop_pct") or 0.875
+    return cfg
