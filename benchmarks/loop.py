@@ -57,7 +57,7 @@ def run(quick: bool = False) -> None:
             bare(batch).sum().backward()
 
         # They take turns step by step and are counted by the chunk, in whose first step its views are made.
-        chunks = 1 if quick else 2 if encoder == "resnet18" else 6
+        chunks = 1 if quick else 2 if encoder == "resnet18" else 4
         turns = alternate({"training step": whole, "encoder alone": encoder_only}, chunks * chunk, warm_up=0)
         seconds = {k: [sum(v[i : i + chunk]) for i in range(0, len(v), chunk)] for k, v in turns.items()}
         median = medians(seconds)

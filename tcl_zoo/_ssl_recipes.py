@@ -53,7 +53,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "dino": {"lr": 0.3, "weight_decay": 1e-6, "augmentation": "asymmetric", "temperature": 0.1,
              "options": {"ema_base": 0.9995, "ema_final": 1.0, "prototypes": 4096, "teacher_temperature": 0.07,
                          "warmup_temperature": 0.04, "warmup_temperature_epochs": 50.0, "freeze_epochs": 1.0,
-                         "center_momentum": 0.9, **_MULTI_CROP, "crop_split": 0.25}},
+                         "center_momentum": 0.9, "head_norm": 0, **_MULTI_CROP, "crop_split": 0.25}},
     "simsiam": {"lr": 0.5, "weight_decay": 1e-5, "optimizer": "sgd", "projector_dim": 2048,
                 "augmentation": "symmetric_weak", "options": {"predictor_hidden": 512}},
     "moco": {"lr": 0.3, "optimizer": "sgd", "augmentation": "symmetric_weak",
@@ -102,8 +102,10 @@ _DIGITS: dict[str, dict[str, Any]] = {
     # without batch norm in the head asks for larger steps than the 0.05 of a long training.
     "ressl": {"lr": 0.3, "options": {"infonce_epochs": 15.0}},
     # The embeddings differ little at first: only a sharper teacher says more than "all prototypes alike" then.
-    # Prototypes stay for a tenth of the steps, not for one.
-    "dino": {"options": {"teacher_temperature": 0.02, "warmup_temperature": 0.02, "freeze_epochs": 6.0}},
+    # Prototypes stay for a tenth of the steps, not for one. Without batch norm in the head all collapses in 660 steps.
+    "dino": {
+        "options": {"teacher_temperature": 0.02, "warmup_temperature": 0.02, "freeze_epochs": 6.0, "head_norm": 1}
+    },
     # What SwAV's authors advise where the loss stays at ln(prototypes), as it did.
     "swav": {"options": {"sinkhorn_epsilon": 0.03, "freeze_epochs": 15.0}},
     # 128 images do not whiten 64 dimensions: the two views' whitened rows are noise to each other.

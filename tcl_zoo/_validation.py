@@ -41,7 +41,7 @@ _OWN_WIDTH = ("tcl_ssl", "simclr")  # their projector takes the encoder's width 
 _WHOLE = {
     "queue_size": (1, 1_000_000), "prototypes": (1, 1_000_000), "predictor_hidden": (1, 65_536),
     "whitening_size": (1, 1_000_000), "sinkhorn_iterations": (1, 1000), "local_crops": (0, 1024),
-    "local_size": (1, 1024),
+    "local_size": (1, 1024), "head_norm": (0, 1),
 }  # fmt: skip
 _ABOVE_0 = ("teacher_temperature", "warmup_temperature", "sinkhorn_epsilon")
 _SHARES = ("ema_base", "ema_final", "center_momentum", "crop_split")

@@ -261,7 +261,7 @@ def test_vicreg():
     batch = images(2)
     z = rows(objective.projector, of=batch.chunk(2))
     invariance = ((z[0] - z[1]) ** 2).mean()
-    variance = sum(np.maximum(0, 1 - np.sqrt(x.var(0, ddof=1) + 1e-4)).mean() for x in z) / 2
+    variance = sum(np.maximum(0, 1 - np.sqrt(x.var(0, ddof=1) + 1e-4)).mean() for x in z)  # as solo-learn and the paper
     covariance = sum((np.cov(x.T)[~np.eye(DIM, dtype=bool)] ** 2).sum() / DIM for x in z)
     assert loss_of(objective, batch) == pytest.approx(25 * invariance + 25 * variance + covariance, rel=1e-4)
 

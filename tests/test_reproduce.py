@@ -340,6 +340,10 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, world, capsys)
     assert run_all(plan.jobs(), store, None, cpu=True) == (True, [])
 
 
+def test_what_is_rendered_of_nothing_is_the_theses(tmp_path):
+    assert Plan.found(GRIDS["ci"], Scale(), Store(tmp_path, tmp_path)).seeds == 30
+
+
 def test_the_estimate_comes_from_the_first_epochs(tmp_path):
     store, plan = Store(tmp_path, tmp_path), Plan.of(GRIDS["ci"], Scale(0.1, "resnet20"), 1)
     ours, other = plan.jobs()

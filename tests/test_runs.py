@@ -59,7 +59,7 @@ def newest(run_dir: Path) -> Path:
 
 @pytest.fixture
 def two_epochs(whole, tmp_path):
-    """A run stopped after its second epoch: checkpoints of the first and of the second."""
+    """A run stopped after its second epoch, with that epoch's checkpoint."""
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
     for file in ("encoder.safetensors", "projector.safetensors", "environment.json"):
@@ -90,12 +90,17 @@ def test_one_bit_of_a_checkpoint_is_noticed(whole, short, digits, tmp_path, caps
     assert (run_dir / "checkpoint" / "damaged-epoch-00003-step-0000000").is_dir()
 
 
-def test_no_checkpoint_left_to_read(two_epochs, short, digits):
-    """Neither a start from nothing in silence, nor one from half a checkpoint."""
-    (newest(two_epochs) / "model.safetensors").write_bytes(b"")
+def test_no_checkpoint_left_to_read(whole, short, digits, tmp_path):
+    """Both are damaged: neither a start from nothing in silence, nor one from half a checkpoint."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    before = sorted((run_dir / "checkpoint").iterdir())
+    assert len(before) == 2
+    for checkpoint, file in zip(before, ("model.safetensors", "sha256.json"), strict=True):
+        (checkpoint / file).write_bytes(b"")
     with pytest.raises(TrainingError, match=r"none of the checkpoints .* can be read; start again in another"):
-        train(short, run_dir=two_epochs, split=digits, cpu=True)
-    assert newest(two_epochs).name.startswith("epoch-00002"), "nothing is thrown away"
+        train(short, run_dir=run_dir, split=digits, cpu=True)
+    assert sorted((run_dir / "checkpoint").iterdir()) == before, "nothing is thrown away"
 
 
 def test_checkpoints_without_sums_are_read(two_epochs, short, digits, whole):

@@ -19,14 +19,14 @@ class DINO(SelfSupervised):
     Args:
         recipe: temperature (the student's), the projector's sizes; ``ema_base``, ``ema_final``, ``prototypes``,
             ``teacher_temperature``, ``warmup_temperature`` and its ``_epochs``, ``center_momentum``,
-            ``freeze_epochs`` in which the prototypes stay.
+            ``freeze_epochs`` in which the prototypes stay, ``head_norm`` (1: batch norm in the head).
         encoder: what is trained.
     """
 
     def __init__(self, recipe: Recipe, encoder: nn.Module) -> None:
         super().__init__(recipe)
         width, hidden, dim = int(encoder.num_features), recipe.projector_hidden, recipe.projector_dim  # type: ignore[arg-type]
-        layers = head(width, hidden, hidden, dim, norm=False, activation=nn.GELU)
+        layers = head(width, hidden, hidden, dim, norm=bool(self.options["head_norm"]), activation=nn.GELU)
         for module in layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

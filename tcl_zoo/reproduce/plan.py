@@ -65,11 +65,11 @@ class Plan:
 
     @classmethod
     def found(cls, grid: Grid, scale: Scale, store: Store) -> Plan:
-        """The plan with as many seeds as have a finished run, at least one."""
+        """The plan with as many seeds as have a finished run; where none has, with those of the thesis."""
         plan = more = cls.of(grid, scale, 1)
         while any(store.state(e.job).status == "done" for e in more.entries if e.job and e.seed == more.seeds - 1):
             plan, more = more, cls.of(grid, scale, more.seeds + 1)
-        return plan
+        return plan if more.seeds > 1 else cls.of(grid, scale)
 
     @property
     def stem(self) -> str:

@@ -124,6 +124,8 @@ def moved(grid: Grid, scale: Scale) -> Grid:
         raise RecipeError(f"{grid.name} stays with its data sets; --dataset is for {', '.join(names)}")
 
     def rename(text: str) -> str:
+        if scale.encoder:
+            text = text.partition(" (ours ")[0]  # the size of another encoder's projector
         for encoder, short in ENCODERS.items():
             if scale.encoder and encoder != scale.encoder and (text.endswith((short, f"({short})"))):
                 text = text.replace(short, ENCODERS[scale.encoder])
