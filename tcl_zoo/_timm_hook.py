@@ -46,7 +46,8 @@ class _TimmFinder(importlib.abc.MetaPathFinder):
         if fullname != "timm":
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            find = None if finder is self else getattr(finder, "find_spec", None)  # old ones have none
+            spec = find(fullname, path, target) if find else None
             if spec is not None and spec.loader is not None:
                 spec.loader = _ThenRegister(spec.loader)
                 return spec
