@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcl_zoo.errors import TclZooError
+from tcl_zoo.memory import give_back_freed
 
 NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2**31, 2**63, 10**400, -(10**30), 0.0, -0.5, 1e308, 1e-320, float("nan"), float("inf"),
@@ -149,6 +150,7 @@ def _peak(anew: bool = False) -> float:
     """The most memory that this process had, in KiB; ``anew``: from here on, where the kernel forgets on request."""
     with suppress(OSError):
         if anew:
+            give_back_freed()  # or what was freed before would be taken again without a trace
             Path("/proc/self/clear_refs").write_text("5")
         lines = Path("/proc/self/status").read_text().splitlines()
         return float(next(line for line in lines if line.startswith("VmHWM")).split()[1])
