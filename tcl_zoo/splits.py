@@ -7,6 +7,7 @@ import copy
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,19 @@ def loader(
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),
+        worker_init_fn=_quiet if workers else None,
     )
+
+
+def _quiet(_: int) -> None:
+    """In a worker: that the caller was stopped while it fetched a batch is nothing to print a traceback about."""
+    told = sys.excepthook
+
+    def hook(kind: Any, value: Any, trace: Any) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            told(kind, value, trace)
+
+    sys.excepthook = hook  # multiprocessing's thread that hands batches over goes by it
 
 
 def subset(split: Split | FolderSplit, indices: Tensor) -> Split | FolderSplit:

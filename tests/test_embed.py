@@ -242,7 +242,7 @@ def test_stopped_and_gone_on_with(loaded, digits, tmp_path, number, code):
     assert process.returncode == code and not (tmp_path / "out.npz").exists()
     if number == signal.SIGINT:
         last = err.splitlines()[-1].rpartition("\r")[2]  # the bar, where it took long, is before it
-        assert last == "stopped; the same command goes on" and "Traceback" not in err
+        assert last == "stopped; the same command goes on" and "Traceback" not in err, err
     lines = journal.read_text().count("\n")
     assert 0 < lines < 2000
     embed(loaded, [many], tmp_path / "out.npz", batch_size=2)
