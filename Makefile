@@ -1,5 +1,7 @@
 # make demo, make test: each sets up everything it needs in .venv
 PYTHON ?= python3
+# Test processes, 1 to 2.5 GB each.
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test torture lint clean
@@ -7,7 +9,7 @@ demo: .venv/demo.done
 	$(BIN)/tcl-zoo demo
 
 test: .venv/test.done lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Hours: kills, fuzzing, several processes, long runs, the wheel.
 torture: .venv/test.done

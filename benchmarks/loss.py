@@ -59,7 +59,10 @@ def run(quick: bool = False) -> None:
         median = medians(seconds)
         peer = min((name for name in runs if not name.startswith(("tcl_zoo", "matrix"))), key=median.__getitem__)
         best, floor = ratio(seconds, peer, "tcl_zoo"), ratio(seconds, "tcl_zoo", "matrix products alone")
-        rows += [{"n": n, "name": name, "ms": 1e3 * value} for name, value in median.items()]
+        rows += [
+            {"n": n, "name": name, "ms": 1e3 * value, "over_ours": ratio(seconds, name, "tcl_zoo")}
+            for name, value in median.items()
+        ]
         target = f" (target {_TARGETS[n]})" if n in _TARGETS else ""
         print(f"N = {n}: " + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in median.items()))
         print(f"    fastest peer, {peer}, over ours: {best:.2f}{target}; ours over the matrix products: {floor:.2f}")

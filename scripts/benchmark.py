@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("suites", nargs="+", choices=choices, metavar="SUITE", help=", ".join(choices))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="ssl, finetune, probe: where CIFAR-10 is")
+    parser.add_argument("--dataset", default="digits", choices=("digits", "cifar10"), help="ssl (default: digits)")
     parser.add_argument(
         "--encoder", default="", metavar="NAME", help="finetune: a name or folder, not of CIFAR-10; probe: a run folder"
     )
@@ -54,7 +55,8 @@ def main() -> int:
         "probe": partial(probe.run, encoder=args.encoder, data_dir=args.data_dir),
         "startup": startup.run,
     }
-    runs |= {"analysis": analysis.run, "processes": processes.run, "ssl": partial(ssl.run, data_dir=args.data_dir)}
+    runs |= {"analysis": analysis.run, "processes": processes.run}
+    runs["ssl"] = partial(ssl.run, data_dir=args.data_dir, datasets=(args.dataset,))
     runs["finetune"] = partial(
         finetune.run, encoder=args.encoder, seeds=args.seeds, tune=args.tune, data_dir=args.data_dir,
         runs_dir=args.runs_dir,

@@ -28,6 +28,7 @@ def _parser() -> Parser:
     parser.add_argument("--all", action="store_true", help="every release of the index")
     parser.add_argument("--run-dir", metavar="DIR", help="build the release of this finished run of scripts/train.py")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
+    parser.add_argument("--note", default="", metavar="TEXT", help="--run-dir: what readers of the card should know")
     parser.add_argument("--out", type=Path, default=index.MODEL_CARDS, metavar="DIR",
                         help="where release folders live (default: model_cards of this checkout)")  # fmt: skip
     parser.add_argument("--no-index", action="store_true", help="neither read nor write tcl_zoo/index.json")
@@ -74,7 +75,7 @@ def main() -> int:
     if args.name and not (out / args.name).is_dir():
         parser.error(f"{out / args.name} is no release folder")
     if args.run_dir:
-        folder = release(args.run_dir, out, args.data_dir)
+        folder = release(args.run_dir, out, args.data_dir, note=args.note)
         print(f"released {folder}")
         names = [folder.name] if args.repo_id or args.org or args.dry_run else []
     if args.transfer:

@@ -53,7 +53,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.symmetric = self.rows is self.columns
-        self.single = max(self.rows.shape[0], self.columns.shape[0]) <= SINGLE
+        fits = abs(math.log(self.k2)) < 80  # as a factor of a float32 exponential; tiles add its logarithm
+        self.single = fits and max(self.rows.shape[0], self.columns.shape[0]) <= SINGLE
         self.bounds: tuple[list[int], list[int]] | None = None
         if self.start is not None and self.size is not None:
             self.bounds = self.start.tolist(), (self.start + self.size).tolist()

@@ -2,7 +2,8 @@
 
 Sources of the values: the thesis (its sections 4.2, 5.3, A.3) for ``tcl_ssl``; for the methods it is compared with,
 solo-learn's settings for CIFAR and ImageNet-100, where most figures of Table 5.2 come from, and the method's own paper
-where a comment says so. Learning rates are solo-learn's for 256 images, the batch of every row.
+where a comment says so. Learning rates are solo-learn's for 256 images, the batch of every row but those of digits,
+which take them as they are with 128.
 """
 
 from __future__ import annotations

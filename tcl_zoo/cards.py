@@ -29,7 +29,7 @@ _MEANING = {
     "views": "augmented views of each image in a step",
     "batch_views": "views in a step",
     "lr": "peak learning rate, cosine by epoch",
-    "lr_min_factor": "the schedule ends at this fraction of lr",
+    "lr_min_factor": "fraction of lr to which the cosine falls, one step after the last epoch",
     "momentum": "of SGD",
     "weight_decay": "of SGD, on every parameter",
     "temperature": "of the loss",
@@ -127,6 +127,7 @@ def card(
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
     transfer = transfer_section(facts.get("transfer"), recipe["dataset"])
+    note = f"{facts['note']}\n\n" if facts.get("note") else ""
     text = f"""
 # {name}
 
@@ -141,7 +142,7 @@ Input: {gray}{info.size} x {info.size} pixels.
 `tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
 epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
 
-{_shown(pictures, "confusion.png", "embedding.png")}{transfer}## Use
+{note}{_shown(pictures, "confusion.png", "embedding.png")}{transfer}## Use
 
 {_usage(config, repo_id)}
 
@@ -200,8 +201,7 @@ def _results(config: dict[str, Any]) -> str:
     else:
         lines.append("| the thesis | no figure for this setting | | | | |")
     for key, value in results.get("knn", {}).items():
-        neighbours = key.removeprefix("knn")
-        lines.append(f"| its features, no training | {value:.2f} | {results['n']:,} | 1 | | weighted {neighbours}-NN |")
+        lines.append(f"| its features, no training | {value:.2f} | {results['n']:,} | 1 | | weighted {key[3:]}-NN |")
     return "\n".join(lines)
 
 
@@ -240,6 +240,7 @@ features = encoder(transform(image)[None])
 ```
 
 ```python
+import torch
 model = tcl_zoo.create_model(name, pretrained=True, num_classes=37)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 ```

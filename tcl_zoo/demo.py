@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
 from pathlib import Path
 
-import timm
 import torch
 
 from .datasets import load
 from .errors import TrainingError
 from .evaluate import evaluate_run
-from .models import create_model, pretrained_cfg
+from .models import create_model
 from .probe import linear_probe
 from .progress import duration
-from .recipes import DATA, recipe
+from .recipes import recipe
 from .release import release
 from .train import train
 from .verify import verify
@@ -57,14 +57,14 @@ def demo(out: str | os.PathLike[str] = "runs/demo") -> bool | None:
     folder = release(out / "run", out, device="cpu")
     size = (folder / "model.safetensors").stat().st_size
     print(f"4. release    {folder}: model.safetensors ({size / 1e6:.1f} MB), config.json, card")
-    model = create_model(NAME, pretrained=True, weights_dir=out)
+    own = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()  # not the released weights
+    model = create_model(NAME, pretrained=True, weights_dir=out, sha256=own)
     print(f"5. load       create_model({NAME!r}, pretrained=True, weights_dir={str(out)!r})")
-    checked = verify(NAME, weights_dir=out, device="cpu")
+    checked = verify(NAME, weights_dir=out, sha256=own, device="cpu")
     print("6. verify     the card's figure, measured again on the loaded model")
 
     torch.manual_seed(0)
-    random = timm.create_model(plan.architecture, num_classes=0, in_chans=DATA[plan.dataset].in_chans)
-    random.pretrained_cfg = pretrained_cfg(plan.dataset)
+    random = create_model(NAME, num_classes=0)
     baseline = linear_probe(random, load(plan.dataset), load(plan.dataset, split="test"))
     rows = [
         ("random encoder, linear probe", baseline.top1),

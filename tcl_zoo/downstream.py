@@ -17,6 +17,7 @@ from .datasets import DATASETS, load
 from .downstream_models import SMALL
 from .errors import DataError
 from .extras import EXTRAS, load_extra
+from .outside import expanded
 from .progress import progress
 from .recipes import nearest
 from .splits import FolderSplit, Split, loader, stratified, subfolders, subset
@@ -86,7 +87,7 @@ def open_data(
         name, held = dataset, None
         train, test = (load_known(dataset, data_dir, part, download) for part in ("train", "test"))
     elif data_dir is not None:
-        folder = Path(data_dir).expanduser()
+        folder = expanded(data_dir, DataError)
         name = folder.resolve().name
         base = folder / "train" if subfolders(folder / "train") else folder
         if not subfolders(base):

@@ -12,7 +12,7 @@ from . import index
 from .errors import RecipeError, WeightsError
 from .evaluate import load_run
 from .models import create_model, pretrained_cfg
-from .recipes import recipe
+from .outside import expanded
 from .weights import SOURCES, by_path
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
@@ -49,11 +49,7 @@ def open_model(
             return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
         except RuntimeError as error:
             raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
-    dataset = recipe(name).dataset
-    model = create_model(name, pretrained, **timm_kwargs)
-    if not pretrained:
-        model.pretrained_cfg = {**model.pretrained_cfg, **pretrained_cfg(dataset)}  # type: ignore[assignment,dict-item]
-    return model
+    return create_model(name, pretrained, **timm_kwargs)
 
 
 def brings_weights(name: str) -> bool:
@@ -65,7 +61,7 @@ def brings_weights(name: str) -> bool:
 
 def run_folder(name: str) -> Path | None:
     """The finished run folder of this path, or None; a released name is no path."""
-    place = Path(name).expanduser()
+    place = expanded(name, WeightsError)
     return place if name not in index.entries() and (place / "encoder.safetensors").is_file() else None
 
 

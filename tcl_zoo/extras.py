@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .errors import DataError
+from .outside import expanded
 from .splits import FolderSplit, Split, stratified, subset, why
 
 _TEST_SHARE = 0.2  # of a set that comes without splits
@@ -73,7 +74,7 @@ def load_extra(
     facts = EXTRAS[name]
     if root is None:
         raise DataError(f"{name} needs a data folder: pass --data-dir DIR (in Python: root=DIR)")
-    root = Path(root).expanduser()
+    root = expanded(root, DataError)
     key = "train" if name == "mnist" else "split"
     wanted = [{key: value} for value in (facts.train if split == "train" else facts.test)] or [{}]
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .errors import WeightsError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 4.0  # seconds to the first answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
-_PAUSES = (0.5, 1.0)  # seconds between the tries of a server that answers 5xx
+_PAUSES = (0.5, 1.0)  # seconds between the tries of a server that is busy or out of order
 
 
 def client() -> Any:
@@ -32,7 +32,7 @@ def failures() -> tuple[type[Exception], ...]:
     """What the client raises where the Hub, the network or the disk refuses."""
     from huggingface_hub.errors import HTTPError  # of the HTTP library it speaks with; not all of them are OSErrors
 
-    return HTTPError, OSError, ValueError
+    return HTTPError, OSError, ValueError, RuntimeError  # the last one from uploads and from xet's own transport
 
 
 def cache_folder(repo_id: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -49,6 +49,7 @@ def fetch(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     force: bool = False,
+    check: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Fetches files of one and the same commit.
 
@@ -61,6 +62,7 @@ def fetch(
         revision: commit, tag or branch; ``main`` where not given.
         cache_dir: huggingface_hub's cache.
         force: fetch again what is in the cache.
+        check: called with the folder when the first file is there; what it raises keeps the others from being fetched.
 
     Returns:
         The folder in the cache that has them.
@@ -71,7 +73,7 @@ def fetch(
     from huggingface_hub import hf_hub_download
 
     revision = revision or "main"
-    if ".." in revision.split("/") or not re.fullmatch(r"[\w.][\w./-]{0,200}", revision):
+    if ".." in revision.split("/") or not re.fullmatch(r"[\w.][\w.+/-]{0,200}", revision):
         raise WeightsError(f"{revision[:80]!r} is no revision: pass a commit, a tag or a branch")
 
     def get(revision: str, file: str) -> Path:
@@ -87,9 +89,12 @@ def fetch(
                 return cached
             raise silence
         first = get(revision, files[0])
+        check(first.parent)
         for file in files[1:]:  # of the commit that the first one is of, should a branch move meanwhile
             get(first.parent.name, file)
         return first.parent
+    except WeightsError:
+        raise
     except failures() as error:
         tail = f"; no copy in {cache_folder(repo_id, cache_dir)}" if _silent(error) and not force else ""
         raise WeightsError(f"cannot fetch hf-hub:{repo_id}@{revision}: {explain(error)}{tail}") from error
@@ -124,7 +129,7 @@ def _ask(repo_id: str, revision: str) -> Exception | None:
         except failures() as error:
             if not _silent(error):
                 raise
-            if pause is None or _status(error) < 500:
+            if pause is None or not _status(error):
                 return error
             time.sleep(pause)
     return None
@@ -139,7 +144,7 @@ def _silent(error: Exception) -> bool:
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     if _status(error):
-        return _status(error) >= 500
+        return _status(error) >= 500 or _status(error) in (408, 429)
     return isinstance(error, (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError))
 
 
@@ -147,6 +152,8 @@ def explain(error: Exception) -> str:
     """Why the Hub, the network or the disk refused, in one line that says what to do next."""
     from huggingface_hub import constants, errors, get_token
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, failures()):
+        error = error.__cause__  # "Error while uploading ..."
     hub, status = constants.ENDPOINT, _status(error)
     sent = "the token that was sent" if get_token() else "no token was sent, so it"
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -165,6 +172,8 @@ def explain(error: Exception) -> str:
         return f"{hub} forbids it: {sent} lacks the permission"
     if status == 412:
         return "somebody else committed in the meantime; run it again"
+    if status == 429:
+        return f"{hub} asks for fewer requests (429); wait a few minutes, or log in (`hf auth login`)"
     if status:
         return f"{hub} answered {status}"
     if _silent(error):

@@ -81,10 +81,10 @@ def _put_back(values: Tensor, order: Tensor | None) -> Tensor:
 
 def _needs_shift(batch: Batch) -> bool:
     """Whether exponents may leave float32's range. A GPU is not asked for the rows' norms: it shifts always."""
-    if batch.rows.device.type != "cpu":
-        return True
     columns = batch.columns
-    bound = float(torch.linalg.vecdot(columns, columns).max()) if columns.shape[0] else 0.0
+    if columns.shape[0] == 0 or columns.device.type != "cpu":
+        return columns.shape[0] > 0
+    bound = float(torch.linalg.vecdot(columns, columns).max())
     largest = max(abs(math.log(k)) for k in (batch.k1 or 1.0, batch.k2))
     return not bound / batch.temperature + bound + largest < _RANGE
 
@@ -147,6 +147,8 @@ def _check(embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2
         raise ValueError(f"k2 must be finite and above 0, got {k2}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if not (isinstance(embeddings, Tensor) and isinstance(labels, Tensor)):
+        raise ValueError(f"embeddings and labels must be tensors, got {type(embeddings)} and {type(labels)}")
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError(f"embeddings must be floating point [N, D], got {embeddings.dtype} {list(embeddings.shape)}")
     if labels.ndim != 1 or len(labels) != len(embeddings):
@@ -190,7 +192,8 @@ def tuned_contrastive_loss(
         ValueError: a value out of range, wrong shapes, or labels that are no integers.
 
     Warns:
-        RuntimeWarning: no anchor has a positive; the loss is 0 with a zero gradient.
+        RuntimeWarning: no anchor has a positive; the loss is 0 with a zero gradient. A GPU is silent: asking it would
+            empty its queue at every step.
     """
     _check(embeddings, labels, temperature, k1, k2, reduction)
     losses, has_positive = _PerAnchorLoss.apply(embeddings, labels, temperature, k1, k2, gather)

@@ -26,7 +26,7 @@ def list_models(pattern: str | Iterable[str] = "*", pretrained: bool = False) ->
         pattern: an ``fnmatch`` pattern such as ``"tcl_*cifar100*"``, or several.
         pretrained: only those with released weights.
     """
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    patterns = [pattern or "*"] if isinstance(pattern, str) else list(pattern)
     released = index.entries()
     if pretrained:
         return [name for name in released if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
@@ -88,7 +88,7 @@ def create_model(
         num_classes: outputs of the classifier: those of the data set where not given, 0 for pooled features [N, d];
             any other number gets a fresh classifier.
         weights_dir: a release folder, or a folder of them, to take the weights from.
-        revision: of the Hub repository, instead of the pinned one.
+        revision: of the Hub repository, instead of the pinned one; not with a folder, which has none.
         cache_dir: huggingface_hub's cache.
         sha256: of ``model.safetensors``: nothing else is loaded. Without it a released name is held to the index, and
             a release of your own loads with an :class:`tcl_zoo.weights.UncheckedWarning`.
@@ -105,14 +105,16 @@ def create_model(
     from timm.models import load_pretrained
 
     if not pretrained and not name.startswith(SOURCES) and weights_dir is None:
-        data, architecture = DATA[recipe(name).dataset], recipe(name).architecture
-        timm_kwargs.setdefault("in_chans", data.in_chans)
+        plan = recipe(name)
+        data = DATA[plan.dataset]
+        timm_kwargs = {"in_chans": data.in_chans, "pretrained_cfg": pretrained_cfg(plan.dataset)} | timm_kwargs
         classes = data.num_classes if num_classes is None else num_classes
-        return timm.create_model(architecture, num_classes=classes, **timm_kwargs)
+        return timm.create_model(plan.architecture, num_classes=classes, **timm_kwargs)
     release = locate(name, weights_dir, revision, cache_dir, sha256)
     config = release.config
     cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
     state = read_weights(release) if pretrained else {}
+    asked = dict(timm_kwargs)
     stem = f"{cfg.get('first_conv')}.weight"
     if timm_kwargs.get("in_chans", 1) != 1 and stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:
         state[stem] = state[stem].repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
@@ -134,6 +136,8 @@ def create_model(
         if pretrained and not wraps:
             load_pretrained(model, with_weights, num_classes=classes, in_chans=timm_kwargs["in_chans"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        if asked and isinstance(error, TypeError):
+            raise  # an argument that the model does not take
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"the weights in {release.folder} do not fit {config['architecture']}: {reason}") from error
     if getattr(model, "pretrained_cfg", None):
@@ -153,7 +157,7 @@ def create_transform(
     Args:
         name: any recipe name, released or not; or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
         weights_dir: a release folder to take the input configuration from.
-        revision, cache_dir, sha256: of ``hf-hub:``, as for :func:`create_model`.
+        revision, cache_dir, sha256: of a Hub repository, as for :func:`create_model`.
 
     Raises:
         RecipeError: unknown name.
@@ -162,7 +166,7 @@ def create_transform(
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
-    if name.startswith(SOURCES):
+    if name.startswith(SOURCES) or revision is not None:
         cfg = locate(name, weights_dir, revision, cache_dir, sha256).config["pretrained_cfg"]
     else:
         folder = release_folder(name, weights_dir) or index.bundled_folder(name)

@@ -76,9 +76,11 @@ def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0,
         loss = F.cross_entropy(F.linear(scaled, weight, bias), labels)
         loss = loss + weight.square().sum() / (2 * C * len(labels))
         loss.backward()
+        bar.update()
         return loss
 
-    with torch.enable_grad():
+    most = max_iter * 5 // 4  # evaluations that torch's L-BFGS allows itself; it ends sooner
+    with torch.enable_grad(), progress(most, "fit", "evaluation") as bar:
         optimizer.step(closure)
     linear = nn.Linear(inputs.shape[1], num_classes, device=inputs.device, dtype=inputs.dtype)
     with torch.no_grad():

@@ -123,7 +123,10 @@ class Recipe:
         return self.encoder if DATA[self.dataset].image_size >= 64 else f"{self.encoder}_cifar"
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch counted from 0: warm-up, then cosine from ``lr`` to ``lr * lr_min_factor``."""
+        """Learning rate of an epoch counted from 0: warm-up, then cosine from ``lr`` to ``lr * lr_min_factor``.
+
+        As torch's ``CosineAnnealingLR``: the end belongs to the epoch after the last one.
+        """
         if epoch < self.warmup_epochs:
             return self.lr * (epoch + 1) / self.warmup_epochs
         low, warm = self.lr * self.lr_min_factor, self.warmup_epochs

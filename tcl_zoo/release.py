@@ -42,6 +42,7 @@ def release(
     out_dir: str | os.PathLike[str] = "model_cards",
     data_dir: str | os.PathLike[str] | None = None,
     *,
+    note: str = "",
     device: torch.device | str | None = None,
 ) -> Path:
     """Builds ``out_dir/<name>/`` from a finished and evaluated run.
@@ -52,6 +53,7 @@ def release(
         run_dir: what ``scripts/train.py`` left.
         out_dir: where release folders live.
         data_dir: where the data set is, for the fingerprints and the final measurement.
+        note: for the card: what a reader should know of this run or its data.
         device: where to compute; a GPU where there is one.
 
     Returns:
@@ -100,7 +102,7 @@ def release(
         "golden": {"inputs": "tcl_zoo.verify.golden_inputs", "logits": golden},
         "environment": environment,
         "seconds": round(metrics[-1]["seconds"], 1),
-    }
+    } | ({"note": note} if note else {})
     config = {
         "architecture": trained.architecture,
         "num_classes": len(test.classes),
@@ -125,7 +127,7 @@ def release(
         if (run_dir / PROJECTOR_FILE).is_file():
             projector = safetensors.torch.load_file(run_dir / PROJECTOR_FILE)
             projector = {k: cast(v, dtype) for k, v in projector.items()}
-            safetensors.torch.save_file(projector, part / PROJECTOR_FILE, {"format": "pt"})
+            (part / PROJECTOR_FILE).write_bytes(safetensors.torch.save(projector, {"format": "pt"}))
         write_card(part)
         if target.exists():
             shutil.rmtree(target)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import DataError
 from .images import SUFFIXES, WrongSizeError, read
+from .progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +139,21 @@ class FolderSplit(Dataset[tuple[Any, int, int]]):
     def decoded(self) -> Split:
         """All images in memory; a ``DataError`` names one that is not S x S pixels."""
         side, images = self.size, np.empty((len(self), self.size, self.size, self.channels), "u1")
-        for index in range(len(self)):
-            images[index] = np.asarray(self.image(index, side)).reshape(side, side, -1)
+        with progress(len(self), "decoding", "image") as bar:
+            for index in range(len(self)):
+                images[index] = np.asarray(self.image(index, side)).reshape(side, side, -1)
+                bar.update()
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         return Split(pixels, self.labels, self.classes)
 
     def fingerprint(self) -> str:
         """Sha256 over the files sorted by relative path: path, NUL byte, sha256 of the content."""
         digest = hashlib.sha256()
-        for file in sorted(self.files):
-            content = hashlib.sha256((self.folder / file).read_bytes())
-            digest.update(os.fsencode(file) + b"\0" + content.digest())
+        with progress(len(self), "fingerprint", "image") as bar:
+            for file in sorted(self.files):
+                content = hashlib.sha256((self.folder / file).read_bytes())
+                digest.update(os.fsencode(file) + b"\0" + content.digest())
+                bar.update()
         return digest.hexdigest()
 
 

@@ -140,7 +140,9 @@ class Trainer:
             yield views, labels
         else:
             assert isinstance(views, Tensor)  # several sizes are a contrastive objective's
-            yield from zip(views.chunk(self.accumulation), labels.chunk(self.accumulation), strict=True)
+            by_view = views.unflatten(0, (-1, len(labels)))  # [V, B, C, H, W]: every view of an image in its part
+            parts = (part.flatten(0, 1) for part in by_view.chunk(self.accumulation, 1))
+            yield from zip(parts, labels.chunk(self.accumulation), strict=True)
 
     def logged(self) -> dict[str, float]:
         """What the objective logs of its last step; waits for the device."""

@@ -22,6 +22,7 @@ from .downstream import KNOWN, fit, load_known, open_data
 from .downstream_models import brings_weights, open_model, own_name, resized
 from .errors import DataError
 from .features import features
+from .outside import expanded
 from .probe import knn_probe, linear_probe
 from .runs import write_atomically
 from .splits import FolderSplit, Split, stratified, subset
@@ -144,7 +145,7 @@ def _images(name: str, data_dir: Any, download: bool) -> tuple[Split | FolderSpl
     if name in KNOWN:
         train, test = (load_known(name, data_dir, part, download) for part in ("train", "test"))
         return train, test
-    if not Path(name).expanduser().is_dir():
+    if not expanded(name, DataError).is_dir():
         raise DataError(f"{name} is neither a folder nor a known data set; known: {', '.join(KNOWN)}")
     data = open_data(name, val=0)
     if data.test is None and data.val is None:

@@ -116,7 +116,7 @@ def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str,
     Raises:
         WeightsError: its ``config.json`` is not one of a release.
     """
-    place = Path(name).expanduser()
+    place = expanded(name, WeightsError)
     for folder in (place, place / "release") if weights_dir is None and name not in index.entries() else ():
         if (folder / CONFIG_FILE).is_file():
             return str(read_config(folder)["tcl_zoo"]["name"]), folder
@@ -139,7 +139,8 @@ def locate(
 
     Args:
         name: a released name, ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
-        weights_dir: a release folder, or a folder of them.
+        weights_dir: a release folder, or a folder of them; with other weights than those released under its name it
+            comes with an :class:`UncheckedWarning`, unless ``sha256`` says that they are meant.
         revision: of the Hub repository; for a released name what ``index.json`` pins where not given.
         cache_dir: huggingface_hub's cache.
         sha256: what ``model.safetensors`` must hash to, instead of what the index or the release says.
@@ -151,22 +152,32 @@ def locate(
     sha256 = sha256 and sha256.lower()
     if sha256 and not SHA256.fullmatch(sha256):
         raise WeightsError(f"sha256={short(sha256)!r} is none: it has 64 hexadecimal digits")
+    if revision is not None and (weights_dir is not None or name.startswith("local-dir:")):
+        raise WeightsError("a folder has no revisions: leave revision out, or the folder")
     if name.startswith(SOURCES):
         if weights_dir is not None:
             raise WeightsError(f"{name} is a place itself: leave weights_dir out")
         release = _from_place(name, revision, cache_dir, sha256)
         return release if sha256 else _vouch(release)
-    folder = release_folder(name, weights_dir)
+    folder = release_folder(name, weights_dir) if revision is None else None
     entry = index.entries().get(name)
     if folder is not None:
         config = read_config(folder)
-        return Release(name, folder, config, sha256 or config["tcl_zoo"]["sha256"], "weights_dir")
+        own = config["tcl_zoo"]["sha256"]
+        if entry and not sha256 and own != entry["sha256"]:
+            warnings.warn(
+                f"{folder} has other weights than those released as {name}. Where they are meant, say so: "
+                f'sha256="{own}"',
+                UncheckedWarning,
+                stacklevel=3,
+            )
+        return Release(name, folder, config, sha256 or own, "weights_dir")
     if entry is None:
         recipe(name)
         released = index.entries()
-        near = nearest(name, released) or f"; released: {', '.join(released) or 'none yet'}"
         raise WeightsError(
-            f"{name} has no released weights; to train it: python scripts/train.py {name} --data-dir DATA{near}"
+            f"{name} has no released weights; to train it: python scripts/train.py {name} --data-dir DATA"
+            f"{nearest(name, released)}; released: {', '.join(released) or 'none yet'}"
         )
     # Another revision may describe the same weights otherwise: its config.json is not the one the index knows.
     config_sha256 = entry.get("config_sha256") if revision in (None, entry.get("revision")) else None
@@ -211,10 +222,14 @@ def _from_hub(
     """Fetches and checks, and fetches once again what was damaged on the way: the client does not notice."""
 
     def once(force: bool) -> Release:
-        folder = hub.fetch(repo_id, (CONFIG_FILE, WEIGHTS_FILE), revision, cache_dir, force)
-        if config_sha256:
-            _hold(folder / CONFIG_FILE, name, config_sha256)
-        config = read_config(folder, fetched=True)
+        def configuration(folder: Path) -> dict[str, Any]:
+            if config_sha256:
+                _hold(folder / CONFIG_FILE, name, config_sha256)
+            return read_config(folder, fetched=True)
+
+        files = (CONFIG_FILE, WEIGHTS_FILE)  # a foreign repository is refused before its weights are asked for
+        folder = hub.fetch(repo_id, files, revision, cache_dir, force, check=configuration)
+        config = configuration(folder)
         own = str(config["tcl_zoo"]["sha256"])
         _hold(folder / WEIGHTS_FILE, name, own)
         if sha256 not in (None, own):

@@ -193,8 +193,8 @@ def test_refusals(digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_costs_less_than_the_loss_itself():
-    """The loss is a small share of a step, and this is called every n-th one only."""
+def test_costs_a_few_times_the_loss():
+    """Which is a small share of a step, and this is called every n-th one only: benchmarks/analysis.csv has it."""
     z = F.normalize(torch.randn(256, 128))
     labels = torch.arange(256) % 100
 

@@ -110,6 +110,26 @@ def test_verify_fails_with_exit_code_1(capsys, released, tmp_path):
     assert code == 1 and "FAILED" in out
 
 
+def test_verify_compares_nothing_on_other_images(capsys, released, tmp_path):
+    import shutil
+
+    shutil.copytree(released / NAME, tmp_path / NAME)
+    path = tmp_path / NAME / "config.json"
+    config = json.loads(path.read_text())
+    config["tcl_zoo"]["fingerprints"]["test"] = "0" * 64
+    path.write_text(json.dumps(config))
+    code, out, _ = run(capsys, "verify", NAME, "--weights-dir", str(tmp_path), "--device", "cpu")
+    assert code == 2 and "NOT COMPARED" in out and "OK" not in out
+
+
+@pytest.mark.parametrize("args", [["predict", "~no-one/x", "a.png"], ["finetune", NAME, "--data-dir", "~no-one/x"]])
+def test_a_home_that_is_not_there(capsys, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    code, _, err = run(capsys, *args)
+    assert code == 2 and "is no path" in err and err.count("\n") == 1
+
+
 def test_probe(capsys, released):
     code, out, _ = run(capsys, "probe", NAME, "--weights-dir", str(released), "--knn", "5", "--device", "cpu")
     assert code == 0 and "linear, cached" in out and "knn5" in out

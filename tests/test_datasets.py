@@ -11,7 +11,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,12 @@ from tcl_zoo.datasets import (
 )
 from tcl_zoo.errors import DataError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DATA = Path(__file__).resolve().parents[1] / "data"
-needs_real_images = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real images at {SHARED}")
+_RAW = DATA / "FashionMNIST" / "raw"
 
-# Sha256 of the test splits. That of cifar10 is of the development copy, in which 25 test images
-# come from a JPEG; the others are those of the official files.
+# Sha256 of the official test splits.
 FINGERPRINTS = {
     "digits": "a2fc2790f951761efa3de96d98e5fd3fec1bfbc4ef550eb2193c8e5117cf4c96",
-    "cifar10": "36201ff87563deca93144831979475fbf9dc1697faa65ff988d2ca50e6a29f7a",
     "cifar100": "bd251483addf0530bc3e831455074dfa75f7657056fc2639e6b6aced382c06a9",
     "fmnist": "9a494dc49efeb996f4076c469b31cd058152067b1594ba6ab85dd739fce3775e",
 }
@@ -650,53 +646,27 @@ def test_holdout_refused(n: int) -> None:
 # real images
 
 
-@pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The real test splits: CIFAR as npz, Fashion-MNIST's four official files packed; else what is in ``data/``."""
-    if not SHARED.is_dir():
-        yield DATA
-        return
-    root = tmp_path_factory.mktemp("real")
-    for name in ("cifar10", "cifar100"):
-        sheets = [np.asarray(Image.open(f)) for f in sorted((SHARED / name).glob("test_*.webp"))]
-        images = np.concatenate([sheet.reshape(-1, 32, 32, 3) for sheet in sheets])
-        labels = np.load(SHARED / name / "test_labels.npy")
-        np.savez(root / f"{name}.npz", x_test=images, y_test=labels)
-    shutil.copytree(SHARED / "fashion-mnist", root / "FashionMNIST" / "raw")
-    yield root
-    shutil.rmtree(root)  # 150 MB, which pytest would keep
-
-
-@pytest.mark.skipif(not (SHARED.is_dir() or DATA.is_dir()), reason=f"no real images at {DATA}")
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fmnist"])
-def test_real_test_split(real: Path, name: str) -> None:
+def test_real_test_split(name: str) -> None:
     try:
-        split, info = load(name, real, "test"), DATASETS[name]
+        split, info = load(name, DATA, "test"), DATASETS[name]
     except DataError as error:
         pytest.skip(str(error))
     assert isinstance(split, Split)
     assert split.images.shape == (10_000, info.channels, info.size, info.size)
     assert split.labels.bincount().tolist() == [10_000 // info.num_classes] * info.num_classes
-    assert split.fingerprint() == FINGERPRINTS[name] or (name == "cifar10" and real == DATA)
+    if name in FINGERPRINTS:
+        assert split.fingerprint() == FINGERPRINTS[name]
     if name != "fmnist":  # whose mean and std of .5 are a convention
         mean = (split.images.double() / 255).mean((0, 2, 3)).tolist()
         assert mean == pytest.approx(info.mean, abs=0.01)
 
 
-@needs_real_images
-def test_real_cifar_is_what_pil_decodes(real: Path) -> None:
-    sheet = Image.open(SHARED / "cifar100" / "test_003.webp")
-    images = load("cifar100", real, "test").images
-    for k in (0, 17, 499):
-        expected = np.asarray(sheet.crop((0, 32 * k, 32, 32 * k + 32)))
-        np.testing.assert_array_equal(images[1500 + k].permute(1, 2, 0).numpy(), expected)
-
-
-@needs_real_images
-def test_real_fashion_mnist_is_what_numpy_reads(real: Path) -> None:
-    split = load("fmnist", real, "train")
-    raw = gzip.decompress((SHARED / "fashion-mnist" / "train-images-idx3-ubyte.gz").read_bytes())
+@pytest.mark.skipif(not (_RAW / "train-images-idx3-ubyte.gz").is_file(), reason=f"no Fashion-MNIST in {DATA}")
+def test_real_fashion_mnist_is_what_numpy_reads() -> None:
+    split = load("fmnist", DATA, "train")
+    raw = gzip.decompress((_RAW / "train-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
-    raw = gzip.decompress((SHARED / "fashion-mnist" / "train-labels-idx1-ubyte.gz").read_bytes())
+    raw = gzip.decompress((_RAW / "train-labels-idx1-ubyte.gz").read_bytes())
     np.testing.assert_array_equal(split.images[:, 0].numpy(), images)
     assert split.labels.tolist() == list(raw[8:])

@@ -181,6 +181,17 @@ def test_refusals_of_the_hub_are_one_line(hub, client, zoo):
     hub.fail("status", "POST */commit/*", status=412)
     code, out = client.script(zoo, *ARGS)
     assert code == 2 and "somebody else committed" in out
+    hub.inline = False
+    hub.fail("status", "PUT /upload/*", times=None, status=400)
+    upload = f"""
+    from tcl_zoo.publish import publish
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        publish(Path("cards/{NAME}"), {REPO!r})
+    except WeightsError as error:
+        out = str(error)
+    """
+    assert client(upload, zoo).endswith("answered 400")
     assert [commit.files for commit in hub.repos[REPO].commits.values()] == [{"README.md": b"somebody's"}]
     assert not hub.repos[REPO].tags and entry(zoo)["repo_id"] is None
 

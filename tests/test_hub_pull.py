@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -125,6 +126,7 @@ FAULTS = {
     "body short": ("short", WEIGHTS, {"missing": 10}, None),
     "503 on info": ("status", "GET /api/models/*", {"status": 503}, None),
     "503 on head": ("status", "HEAD */resolve/*", {"status": 503}, None),
+    "429 on info": ("status", "GET /api/models/*", {"status": 429}, None),
 }
 
 
@@ -269,6 +271,35 @@ def test_offline_and_server_down(published, hub):
     assert REPO in answer and seconds < 5
 
 
+def test_a_busy_server_does_not_take_the_cached_copy_away(hub, client, published):
+    branch = f"hf-hub:{REPO}"
+    assert client(f"out = load({branch!r})", published)[0] == digest(published)
+    hub.fail("status", "GET /api/models/*", times=None, status=429)
+    assert client(f"out = load({branch!r})", published)[0] == digest(published)
+    hub.fail("status", "*", times=None, status=429)
+    shutil.rmtree(published / "cache")
+    assert "asks for fewer requests" in client(f"out = load({branch!r})", published)[0]
+
+
+def test_a_foreign_repository_is_refused_before_its_weights_are_sent(hub, client, published):
+    hub.commit("org/other", {"config.json": b'{"architecture": "x"}', "model.safetensors": bytes(1000)})
+    assert "config.json" in client("out = load('hf-hub:org/other')", published)[0]
+    assert not matching(hub.requests, "GET /org/other/resolve/*/model.safetensors")
+
+
+def test_a_transport_that_raises_anything(hub, client, published):
+    """As xet's, which no server here speaks."""
+    code = f"""
+    import huggingface_hub
+    def hf_hub_download(*args, **kwargs):
+        raise RuntimeError("Task error: File reconstruction error\\nmore")
+    huggingface_hub.hf_hub_download = hf_hub_download
+    out = load({NAME!r})[0]
+    """
+    answer = client(code, published)
+    assert answer.startswith("cannot fetch") and answer.endswith("File reconstruction error")
+
+
 def test_a_server_that_accepts_and_says_nothing(published, hub):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -303,7 +334,7 @@ def test_a_malicious_repository(hub, client, published):
 
     poisoned = config["pretrained_cfg"] | {"source": "hf-hub", "hf_hub_id": "evil/pickle"}
     repos = {
-        "evil/pickle": {"pytorch_model.bin": pickled, "model.pkl": pickled, "config.json": b"{}"},
+        "evil/pickle": {"pytorch_model.bin": pickled, "model.pkl": pickled, "config.json": variant()["config.json"]},
         "evil/beside": variant() | {"pytorch_model.bin": pickled, "tcl_zoo.py": b"raise SystemExit"},
         "evil/weights": variant(weights=pickled),
         "evil/architecture": variant(architecture="vit_huge_patch14_224"),

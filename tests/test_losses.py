@@ -270,6 +270,21 @@ def test_extreme_embeddings_and_temperatures(kind, tau, k1):
     assert_close(ours(z.to(F64), labels, tau, k1), expected, 1e-10, floor=term)
 
 
+@pytest.mark.parametrize("k2", [1e-60, 1e-45, 1e40])
+@pytest.mark.parametrize("k1", [0.0, 5000.0])
+def test_weights_of_negatives_beyond_float32(k1, k2):
+    z, labels = make_batch(24, 4, dtype=torch.float32)
+    assert_close(ours(z, labels, 0.1, k1, k2), oracle(z, labels, 0.1, k1, k2), 1e-5, floor=1 / 2.4)
+
+
+@pytest.mark.filterwarnings("ignore:no anchor:RuntimeWarning")
+def test_an_empty_batch_that_a_large_k1_would_shift():
+    z = torch.empty(0, 4, requires_grad=True)
+    loss = tuned_contrastive_loss(z, torch.empty(0, dtype=torch.int64), k1=1e31)
+    loss.backward()
+    assert loss == 0 and z.grad.shape == (0, 4)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("tau", [0.02, 0.1])
 @pytest.mark.parametrize(  # half-precision gradients are rounded once, at the end
@@ -357,6 +372,8 @@ def test_illegal_parameters(name, value):
         (torch.eye(4), torch.zeros(4)),
         (torch.ones(4), torch.arange(4)),
         (torch.ones(4, 2, 3), torch.arange(4)),  # SupContrast's [N, views, D]
+        (torch.eye(4), [0, 0, 1, 1]),
+        (torch.eye(4).numpy(), torch.arange(4)),
     ],
 )
 def test_illegal_inputs(z, labels, loss):
@@ -458,3 +475,11 @@ def test_labels_of_any_size(labels):
     z = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     expected = tuned_contrastive_loss(z, torch.tensor([0, 1, 0, 1, 2, 2]), 0.1, 50.0, 1.5)
     assert torch.equal(tuned_contrastive_loss(z, labels, 0.1, 50.0, 1.5), expected)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory as Linux counts it")
+def test_memory_grows_linearly():
+    """One square of 8,192 rows alone would be 256 MiB."""
+    program = [sys.executable, "-m", "benchmarks.loss", "tcl_zoo", "8192"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert 1 <= float(done.stdout) < 120

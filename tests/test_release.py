@@ -29,7 +29,7 @@ from tcl_zoo.pictures import confusion, embedding, training_curve
 from tcl_zoo.release import record, release, update_index
 from tcl_zoo.train import train
 from tcl_zoo.verify import golden_inputs, verify
-from tcl_zoo.weights import by_path, locate
+from tcl_zoo.weights import UncheckedWarning, by_path, locate
 
 NAME = "tcl_resnet20_digits.e1"
 
@@ -125,7 +125,8 @@ def test_self_supervised_release(tmp_path):
     name = "moco_resnet20_digits.e1"
     train(tcl_zoo.recipe(name), run_dir=tmp_path / "run", cpu=True)
     evaluate_run(tmp_path / "run", None, device="cpu")
-    folder = release(tmp_path / "run", tmp_path / "cards", device="cpu")
+    folder = release(tmp_path / "run", tmp_path / "cards", note="One epoch: a test.", device="cpu")
+    assert "\nOne epoch: a test.\n" in (folder / "README.md").read_text()
     assert sorted(path.suffix for path in folder.iterdir()).count(".safetensors") == 2  # model and projector
     assert verify(name, weights_dir=tmp_path / "cards", device="cpu").ok
     encoder = tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path / "cards", num_classes=0)
@@ -139,7 +140,7 @@ def test_code_on_the_card_runs(released, tmp_path, monkeypatch):
     monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(released))
     Image.new("L", (8, 8)).save("image.png")
     text = (released / NAME / "README.md").read_text()
-    names: dict[str, object] = {"torch": torch}
+    names: dict[str, object] = {}
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     local = [block for block in blocks if "hf-hub:" not in block]
     assert (len(blocks), len(local)) == (5, 3)
@@ -288,6 +289,52 @@ def test_environment_variable(released, monkeypatch):
         locate("tcl_resnet50_cifar100")  # not there: the search goes on
 
 
+def test_other_weights_under_a_released_name(tmp_path, monkeypatch, recwarn):
+    """The index does not know them: they load, with a warning, or by their sha256 without one."""
+    name = "tcl_resnet20_digits"
+    shutil.copytree(index.bundled_folder(name), tmp_path / name)
+    tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path)
+    assert not recwarn.list
+    path = tmp_path / name / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["fc.bias"] += 1
+    data = safetensors.torch.save(state, {"format": "pt"})
+    path.write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    config = json.loads((tmp_path / name / "config.json").read_text())
+    config["tcl_zoo"] |= {"sha256": sha256, "bytes": len(data)}
+    (tmp_path / name / "config.json").write_text(json.dumps(config))
+    tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path, sha256=sha256)
+    assert not recwarn.list
+    with pytest.warns(UncheckedWarning, match=f"other weights than those released as {name}.*{sha256}"):
+        tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path)
+    monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(tmp_path))
+    with pytest.warns(UncheckedWarning, match="other weights"):
+        timm.create_model("resnet20_cifar.tcl_digits", pretrained=True)
+
+
+def test_a_folder_has_no_revisions(released):
+    for place in ({"name": NAME, "weights_dir": released}, {"name": f"local-dir:{released / NAME}"}):
+        with pytest.raises(WeightsError, match="a folder has no revisions"):
+            tcl_zoo.create_model(**place, pretrained=True, revision="main")
+
+
+def test_a_name_without_weights_says_which_have_some():
+    with pytest.raises(WeightsError, match="did you mean") as caught:
+        locate("supcon_resnet20_cifar10")
+    assert all(name in str(caught.value).partition("released: ")[2] for name in index.entries())
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar100"])
+def test_an_untrained_model_knows_its_images(dataset):
+    name = f"tcl_resnet20_{dataset}"
+    model = tcl_zoo.create_model(name, num_classes=0)
+    for key in ("input_size", "mean", "std", "label_names"):
+        assert list(model.pretrained_cfg[key]) == pretrained_cfg(dataset)[key]
+    with pytest.raises(TypeError, match="nonsense"):
+        tcl_zoo.create_model("tcl_resnet20_digits", True, nonsense=1)
+
+
 def test_plain_timm_reads_the_folder(released):
     ours = tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released).eval()
     theirs = timm.create_model(f"local-dir:{released / NAME}", pretrained=True).eval()
@@ -401,15 +448,22 @@ def test_config_that_is_no_config(copy, text):
         tcl_zoo.create_model(NAME, pretrained=True, weights_dir=copy)
 
 
-def test_verify_notices(copy):
-    """A card that claims two images too many, other golden logits, or other test images."""
-    edit(copy, lambda c: c["tcl_zoo"]["results"].update(top1=c["tcl_zoo"]["results"]["top1"] + 100 * 2 / 360))
-    assert not verify(NAME, weights_dir=copy).ok
-    edit(copy, lambda c: c["tcl_zoo"]["fingerprints"].update(test="0" * 64))
-    other = verify(NAME, weights_dir=copy)
-    assert not other.ok and not other.same_data and other.golden < 1e-3, "nothing was compared with the card's top-1"
-    edit(copy, lambda c: c["tcl_zoo"]["golden"].update(logits=[[0.0] * 10] * 4))
-    assert not verify(NAME, weights_dir=copy).ok
+@pytest.mark.parametrize("wrong", ["top-1", "test images", "golden output"])
+def test_verify_notices(copy, wrong):
+    """A card that claims two images too many, other test images, or other golden logits: each alone."""
+    assert verify(NAME, weights_dir=copy).ok
+    if wrong == "top-1":
+        edit(copy, lambda c: c["tcl_zoo"]["results"].update(top1=c["tcl_zoo"]["results"]["top1"] + 100 * 2 / 360))
+    elif wrong == "test images":
+        edit(copy, lambda c: c["tcl_zoo"]["fingerprints"].update(test="0" * 64))
+    else:
+        edit(copy, lambda c: c["tcl_zoo"]["golden"].update(logits=[[0.0] * 10] * 4))
+    checked = verify(NAME, weights_dir=copy)
+    assert not checked.ok
+    assert (checked.same_data, checked.golden < 1e-3) == (wrong != "test images", wrong != "golden output")
+
+
+def test_verify_needs_what_it_compares(copy):
     edit(copy, lambda c: c["tcl_zoo"].pop("golden"))
     with pytest.raises(WeightsError, match="lacks what verify compares"):
         verify(NAME, weights_dir=copy)

@@ -20,11 +20,11 @@ from tcl_zoo import train as train_module
 from tcl_zoo.datasets import FolderSplit
 from tcl_zoo.errors import RecipeError, TrainingError
 from tcl_zoo.progress import duration
-from tcl_zoo.recipes import SELF_SUPERVISED, recipe
+from tcl_zoo.recipes import SELF_SUPERVISED, override, recipe
 from tcl_zoo.reproduce.grids import GRIDS
 from tcl_zoo.reproduce.overview import write_overview
 from tcl_zoo.reproduce.plan import Plan
-from tcl_zoo.reproduce.results import interval, render, verdict
+from tcl_zoo.reproduce.results import interval, measure, render, summary, verdict
 from tcl_zoo.reproduce.runner import Store, checked_shard, rates, run_all, seconds_left, shard
 from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, balanced, moved, scaled
 from tcl_zoo.reproduce.small import small_scale
@@ -125,11 +125,11 @@ def test_what_a_cell_is_compared_with_exists_at_every_scale(name):
 
 
 def test_self_supervised_cells_without_a_recipe_are_reported(tmp_path):
-    plan = Plan.of(GRIDS["table-5.2"], Scale())
+    assert all(entry.job for entry in Plan.of(GRIDS["table-5.2"], Scale()).entries)
+    plan = Plan.of(GRIDS["table-5.2"], Scale(1.0, "resnet20"))
     missing = [entry for entry in plan.entries if entry.job is None]
-    assert len(plan.entries) == 45
+    assert missing and len(plan.entries) == 45
     assert all("not available yet" in entry.why for entry in missing)
-    assert [e.cell.thesis for e in plan.entries if e.job and e.cell.row.startswith("supervised")] == [95.8, 77.5, 86.7]
     assert plan.listing(Store(tmp_path, tmp_path), plan.jobs()).count("not available yet") == len(missing)
 
 
@@ -144,6 +144,16 @@ def test_scale_is_the_share_of_the_steps(name, factor):
         same = ("epochs", "name")
         changed = {k for k, v in part.recipe.to_dict().items() if whole.recipe.to_dict()[k] != v}
         assert changed <= set(same)
+
+
+def test_the_settings_say_what_was_trained(tmp_path):
+    """What a scaled run has of the thesis's cell, and its namesake among the recipes has not."""
+    plan = Plan.of(GRIDS["fig-5.2"], Scale(0.003, "resnet20"))
+    table = summary(plan, measure(plan, Store(tmp_path, tmp_path)))
+    for row, entry in zip(table, plan.entries, strict=True):
+        job = entry.job
+        again = override(recipe(row["recipe"]), [text for text in row["settings"].split() if text])
+        assert (again.batch_views, again.lr, again.k1) == (job.recipe.batch_views, job.recipe.lr, job.recipe.k1)
 
 
 def test_another_encoder_keeps_what_the_figure_varies():
@@ -242,7 +252,7 @@ def test_a_figure_on_digits_from_end_to_end(world, tmp_path, capsys, monkeypatch
         assert float(row["ours"]) == pytest.approx(np.mean(measured), rel=1e-5)
         assert float(row["positives"]) == pytest.approx(np.mean(responses), rel=1e-5)
         assert (row["n"], row["status"], row["test_images"], row["epochs"]) == ("2", "done", "360", "6")
-        assert (row["thesis"], row["scale"]) == ("", "digits-resnet20-x0.02")
+        assert (row["thesis"], row["difference"], row["scale"]) == ("", "", "digits-resnet20-x0.02")
     pair = {row["measure"]: row for row in rows(tmp_path / f"{plan.stem}.pairs.csv")}
     a, b = ([float(part.split(":")[1]) for part in row["top1_by_seed"].split()] for row in table)
     expected = scipy.stats.ttest_rel(b, a).confidence_interval(0.95)
@@ -429,6 +439,9 @@ def test_the_overview_has_everything(world, tmp_path, capsys, monkeypatch):
     assert "| [tcl_resnet20_digits](model_cards/tcl_resnet20_digits/README.md) | - | 100.00 |" in text
     assert "tcl_resnet50_cifar100 | 79.8 | Table 5.1 | 10 M views of ResNet-50" in text
     assert "digits-resnet20-x0.02: 2 of 2 cells" in text
+    said = text.partition("## What the intervals say")[2].partition("\n## ")[0]
+    assert said.count(f"| {plan.stem} |") == 3 and "top-1" in said
+    assert "| tcl_resnet20_cifar10 | - | - | 10 M views of ResNet-20: waits for a GPU |" in text
     assert text.count("not run yet") >= len(GRIDS) - 1
 
 

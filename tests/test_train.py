@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,6 +172,11 @@ def test_accumulation_only_for_cross_entropy(short, digits, tmp_path):
     with pytest.raises(TrainingError, match="its own negatives"):
         train(short, run_dir=tmp_path / "run", split=digits, gradient_accumulation_steps=2)
     assert not (tmp_path / "run").exists()
+    views, labels = torch.arange(8.0).view(8, 1, 1, 1), torch.arange(4)  # view-major: image i is i and 4 + i
+    parts = list(Trainer._parts(SimpleNamespace(accumulation=2), views, labels))
+    assert [(part.flatten().tolist(), own.tolist()) for part, own in parts] == [
+        ([0, 1, 4, 5], [0, 1]), ([2, 3, 6, 7], [2, 3]),
+    ]  # fmt: skip
     plan = dataclasses.replace(recipe("ce_resnet20_digits"), epochs=1)
     assert train(plan, run_dir=tmp_path / "ce", split=digits, gradient_accumulation_steps=2, cpu=True).finished
     with pytest.raises(TrainingError, match="do not divide"):

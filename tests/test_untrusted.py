@@ -281,6 +281,7 @@ def test_run_folders(tmp_path, short, inputs):
 # made to harm
 
 
+@pytest.mark.filterwarnings("ignore:.*has other weights")  # as it should
 def test_headers_of_10_gigabytes(copy, tmp_path):
     """Sizes that are only claimed, and sparse files that really are that large."""
     path, started = copy / "model.safetensors", time.monotonic()

@@ -23,7 +23,9 @@ def scale_note(plan: Plan) -> str:
         return ""
     jobs = plan.jobs()
     sizes = list(dict.fromkeys(f"{job.recipe.epochs} epochs of {job.used:,} images" for job in jobs))
-    text = ", ".join(sizes[:2]) + (", ..." if len(sizes) > 2 else "")
+    batches = sorted({job.recipe.batch_views for job in jobs})
+    several = f"{batches[0]} to {batches[-1]}" if len(batches) > 1 else f"{batches[0]}"
+    text = ", ".join(sizes[:2]) + (", ..." if len(sizes) > 2 else "") + f", {several} views a step"
     encoders = sorted({job.recipe.encoder for job in jobs})
     where = plan.scale.dataset and f" on {plan.scale.dataset}"
     steps = "" if plan.scale.factor == 1 else f"{plan.scale.factor:g} of the training steps, "
@@ -72,12 +74,14 @@ def write_markdown(
 
 
 def _table(rows: list[Row], axis: str, gradients: bool) -> list[str]:
-    head = ["" if gradients else axis, "", "thesis", "ours (mean)", "n", "95 % interval", "difference"]
+    head = ["" if gradients else axis, "", "thesis", "ours (mean)", "n", "95 % interval"]
+    whole = all(row["scale"] == "full" for row in rows)
+    head += ["difference"] if whole else []
     head += ["positives", "negatives"] if gradients else []
     lines = [table_line([*head, "test images", "status"]), table_line(["---"] * (len(head) + 2))]
     for row in rows:
         values = [row["row"], row["series"], number(row["thesis"]), number(row["ours"], 2), str(row["n"])]
-        values += [spread(row["ci95"], 2), number(row["difference"], 2, "+")]
+        values += [spread(row["ci95"], 2)] + ([number(row["difference"], 2, "+")] if whole else [])
         if gradients:
             values += [f"{number(row[k], 3)} {spread(row[k + '_ci95'], 3)}".strip() for k in ("positives", "negatives")]
         status = MISSING if row["status"].startswith(MISSING) else row["status"]

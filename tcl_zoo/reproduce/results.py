@@ -21,6 +21,7 @@ from .grids import Cell
 from .markdown import write_markdown
 from .plan import Plan
 from .runner import State, Store
+from .scale import Job
 from .small import NAME, small_scale
 
 Row = dict[str, Any]
@@ -111,19 +112,27 @@ def summary(plan: Plan, items: list[Measured]) -> list[Row]:
         row["n"] = len(top1)
         if top1:
             row["ours"], row["ci95"] = interval(list(top1.values()))
-            row["difference"] = row["ours"] - item.cell.thesis if item.cell.thesis is not None else None
+            if item.cell.thesis is not None and not plan.scale.label:  # what is scaled is no measure of the thesis
+                row["difference"] = row["ours"] - item.cell.thesis
         for which in _measures(plan)[:-1]:
             values = list(item.values.get(which, {}).values())
             row[which], row[f"{which}_ci95"] = interval(values) if values else (None, None)
         row["status"] = item.status
         row["test_images"] = next((state.n for state in item.states.values() if state.n), None)
         row["protocol"] = "; ".join(sorted({state.protocol for state in item.states.values() if state.protocol}))
-        row["recipe"], row["settings"] = (job.recipe.name if job else item.cell.name), " ".join(item.cell.settings)
+        row["recipe"], row["settings"] = (job.recipe.name if job else item.cell.name), _settings(item.cell, job)
         row["epochs"], row["train_images"] = (job.recipe.epochs, job.used) if job else (None, None)
         row["scale"] = plan.scale.label or "full"
         row["top1_by_seed"] = " ".join(f"{seed}:{value:.4f}" for seed, value in sorted(top1.items()))
         rows.append(row)
     return rows
+
+
+def _settings(cell: Cell, job: Job | None) -> str:
+    """What the cell sets, and what else differs from the recipe but for what has a column of its own."""
+    changes = job.changes if job else {}
+    own = {key: value for key, value in changes.items() if key not in ("seed", "epochs")}
+    return " ".join(f"{key}={value}" for key, value in (dict(text.split("=") for text in cell.settings) | own).items())
 
 
 def pairs(plan: Plan, items: list[Measured]) -> list[Row]:

@@ -55,13 +55,21 @@ class Job:
     images: int | None = None
 
     @property
-    def key(self) -> str:
-        """Name of the run folder: the recipe's, and what differs from it."""
+    def changes(self) -> dict[str, str]:
+        """Fields that differ from those of the recipe of this name, as ``--set`` takes them."""
         own, plain = flat(self.recipe.to_dict()), flat(recipe(self.recipe.name).to_dict())
         if own["probe_batch"] == self.recipe.batch_images:
             del own["probe_batch"]  # it follows from the batch
-        parts = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                 for key, value in own.items() if value != plain[key]]  # fmt: skip
+        return {
+            key: f"{value:g}" if isinstance(value, float) else str(value)
+            for key, value in own.items()
+            if value != plain[key]
+        }
+
+    @property
+    def key(self) -> str:
+        """Name of the run folder: the recipe's, and what differs from it."""
+        parts = [f"{key}={value}" for key, value in self.changes.items()]
         parts += [f"images={self.images}"] if self.images else []
         return "-".join([self.recipe.name, *parts])
 

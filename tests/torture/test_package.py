@@ -80,7 +80,7 @@ def test_contents(built):
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert set(listed) <= tops <= {*listed, "PKG-INFO", "pyproject.toml", ".gitignore"}
-    assert not {"shared", "runs", "data", "results", ".ci"} & tops
+    assert not {"runs", "data", ".ci"} & tops
     for names in (inside, members):
         assert not [p for p in names if p.suffix in (".pyc", ".npz", ".pkl", ".bin", ".pt") or "runs" in p.parts]
 
