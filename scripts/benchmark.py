@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -45,6 +46,13 @@ def main() -> int:
     if "finetune" in args.suites and (not args.encoder or args.seeds < 1):
         parser.error("finetune needs an --encoder and at least one of --seeds")
 
+    suites = SUITES if "all" in args.suites else tuple(args.suites)
+    if len(suites) > 1:  # each in a process of its own: one that has trained keeps freed memory, which helps the peers
+        options = [text for text in sys.argv[1:] if text not in args.suites]
+        for suite in suites:
+            subprocess.run([sys.executable, __file__, suite, *options], check=True)
+        return OK
+
     from benchmarks import analysis, augment, finetune, loop, loss, probe, processes, ssl, startup
 
     runs: dict[str, Callable[[bool], None]]
@@ -61,11 +69,10 @@ def main() -> int:
         finetune.run, encoder=args.encoder, seeds=args.seeds, tune=args.tune, data_dir=args.data_dir,
         runs_dir=args.runs_dir,
     )  # fmt: skip
-    for suite in SUITES if "all" in args.suites else args.suites:
-        if suite == "epoch":
-            loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)
-        else:
-            runs[suite](args.quick)
+    if suites == ("epoch",):
+        loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)
+    else:
+        runs[suites[0]](args.quick)
     return OK
 
 
