@@ -178,8 +178,7 @@ Weights ({label}, `sha256 {facts["sha256"]}`): Apache-2.0. The training images h
 {CITATION}
 ```
 """
-    header = metadata(config).to_yaml()
-    return str(ModelCard(f"---\n{header}\n---\n{text}"))
+    return str(ModelCard(f"---\n{metadata(config).to_yaml()}\n---\n{text}"))
 
 
 def _results(config: dict[str, Any]) -> str:
@@ -241,6 +240,7 @@ features = encoder(transform(image)[None])
 
 ```python
 import torch
+
 model = tcl_zoo.create_model(name, pretrained=True, num_classes=37)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 ```
