@@ -50,7 +50,8 @@ def main() -> int:
     if len(suites) > 1:  # each in a process of its own: one that has trained keeps freed memory, which helps the peers
         options = [text for text in sys.argv[1:] if text not in args.suites]
         for suite in suites:
-            subprocess.run([sys.executable, __file__, suite, *options], check=True)
+            if code := subprocess.run([sys.executable, __file__, suite, *options]).returncode:
+                return code
         return OK
 
     from benchmarks import analysis, augment, finetune, loop, loss, probe, processes, ssl, startup

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from .recipes import recipe
 from .release import release
 from .train import train
 from .verify import verify
+from .weights import read_config
 
 NAME = "tcl_resnet20_digits"
 
@@ -57,7 +57,7 @@ def demo(out: str | os.PathLike[str] = "runs/demo") -> bool | None:
     folder = release(out / "run", out, device="cpu")
     size = (folder / "model.safetensors").stat().st_size
     print(f"4. release    {folder}: model.safetensors ({size / 1e6:.1f} MB), config.json, card")
-    own = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()  # not the released weights
+    own = read_config(folder)["tcl_zoo"]["sha256"]  # not the released weights
     model = create_model(NAME, pretrained=True, weights_dir=out, sha256=own)
     print(f"5. load       create_model({NAME!r}, pretrained=True, weights_dir={str(out)!r})")
     checked = verify(NAME, weights_dir=out, sha256=own, device="cpu")

@@ -94,7 +94,7 @@ def _orderings(results: Path) -> list[str]:
     if not lines:
         return []
     head = [table_line(["", "", "minus", "of", "mean, 95 % interval", "seeds", "is"]), table_line(["---"] * 7)]
-    note = "Paired by seed; at least two seeds. Of 20 such intervals one leaves 0 out by chance."
+    note = "Paired by seed; at least two seeds. Where nothing differs, one such interval in 20 leaves 0 out."
     return ["## What the intervals say", "", note, "", *head, *lines, ""]
 
 
