@@ -16,7 +16,8 @@ from tcl_zoo import memory
 {before}
 def block():
     torch.full((16, 1024, 1024), 1.0)  # 64 MiB, more than glibc keeps
-block()
+for _ in range(20):  # until the heap has settled: at first a small block in a freed one's place sends others elsewhere
+    block()
 start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     block()
@@ -33,5 +34,5 @@ def _faults(before: str = "", after: str = "") -> int:
 
 def test_kept_memory_is_not_asked_for_again_until_it_is_given_back():
     kept, usual = _faults("memory.keep_freed()"), _faults()
-    assert 2 * kept < usual  # not none: a small block in a freed one's place sends the next elsewhere, a few times
-    assert 2 * kept < _faults("memory.keep_freed()", "memory.give_back_freed()")
+    assert 10 * kept < usual
+    assert 10 * kept < _faults("memory.keep_freed()", "memory.give_back_freed()")
