@@ -1,11 +1,12 @@
 """Tuned contrastive loss and supervised contrastive loss, exact, in memory linear in the batch.
 
 SupCon (eq. 3.2) is TCL (eq. 4.2-4.4) at ``k1 = 0, k2 = 1``: one implementation serves both (SPEC section 1).
-How it walks over the pairs is in ``_pairwise.py``, and in ``_dense.py`` for small batches.
+How it walks over the pairs is in ``_pairwise.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from typing import Any
@@ -15,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._dense import Dense
-from ._pairwise import SINGLE, Batch, Terms, Tiled
+from ._pairwise import TILE, Batch, Terms, Walk
 from .ranks import Shares, ranks
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
@@ -26,40 +26,28 @@ _RANGE = 70.0
 def _arranged(
     rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, shares: Shares | None
 ) -> tuple[Batch, Tensor | None, Tensor | None]:
-    """The batch sorted by class, the order of the own anchors [A] and that of everybody's [N].
+    """The batch sorted by label, the order of the own anchors [A] and that of everybody's [N].
 
-    Batches of one tile, and all on a GPU, stay as they are (see ``_pairwise.py``): no orders.
+    Batches of one tile, and all on a GPU, stay as they are: no orders.
     """
     columns, everybody, own = rows, labels, slice(0, len(rows))
     if shares is not None:
         columns, everybody, own = shares.gather(rows), shares.gather(labels), shares.own
-    if rows.device.type != "cpu" or columns.shape[0] <= SINGLE:
-        if rows.device.type == "cpu":
-            everybody = _as_floats(everybody)  # which are compared in an eighth of the time
-            labels = everybody[own]
-        index = torch.arange(own.start, own.stop, device=rows.device)
-        return Batch(rows, columns, labels, everybody, index, temperature, k1, k2), None, None
-    _, number, counts = everybody.unique(return_inverse=True, return_counts=True)
-    # Classes of one size stand together: number them anew by (size, label).
-    renumber = torch.empty_like(counts)
-    by_size = counts.argsort(stable=True)
-    renumber[by_size] = torch.arange(len(counts), device=counts.device)
-    number, counts = renumber[number], counts[by_size]
-    column_class, order = number.sort(stable=True)
-    columns = columns[order]
-    place = torch.arange(len(order), device=order.device)
-    if shares is not None:
-        row_class, row_order = number[own].sort(stable=True)
-        position = torch.empty_like(order)
-        position[order] = place
-        row_index, rows = position[row_order + own.start], rows[row_order]
-    else:
-        row_class, row_order, row_index, rows = column_class, order, place, columns
-    starts = counts.cumsum(0) - counts
-    batch = Batch(
-        rows, columns, row_class.int(), column_class.int(), row_index, temperature, k1, k2,
-        starts[row_class], counts[row_class],
-    )  # fmt: skip
+    if rows.device.type == "cpu":
+        everybody = _as_floats(everybody)  # which are compared in an eighth of the time
+    row_class, column_class = everybody[own], everybody
+    index = None if shares is None else torch.arange(own.start, own.stop, device=rows.device)
+    row_order = order = None
+    ordered = rows.device.type == "cpu" and len(columns) > TILE
+    if ordered:
+        column_class, order = everybody.sort(stable=True)
+        columns = columns[order]
+        if index is None:
+            row_class, row_order, rows = column_class, order, columns
+        else:
+            row_class, row_order = row_class.sort(stable=True)
+            rows, index = rows[row_order], _put_back(torch.arange(len(order)), order)[index[row_order]]
+    batch = Batch(rows, columns, row_class, column_class, index, temperature, k1, k2, ordered)
     return batch, row_order, order
 
 
@@ -69,8 +57,8 @@ def _as_floats(labels: Tensor) -> Tensor:
         return labels.float()
     labels = labels.long()
     low, high = labels.aminmax()
-    if int(high) - int(low) < 1 << 24:  # float32 holds all integers up to there
-        return (labels - low).float()
+    if int(low) >= -(1 << 24) and int(high) <= 1 << 24:  # float32 holds all these integers
+        return labels.float()
     return labels.unique(return_inverse=True)[1].float()
 
 
@@ -89,53 +77,121 @@ def _needs_shift(batch: Batch) -> bool:
     return not bound / batch.temperature + bound + largest < _RANGE
 
 
+class _Anchors:
+    """L_i of this process's anchors against everybody's embeddings, and the gradient of a weighted sum of all L_i.
+
+    Attributes:
+        losses: [A] L_i in the order of ``embeddings``, 0 for an anchor without a positive.
+        positives: [A] how many positives each has, in some order.
+    """
+
+    def __init__(
+        self, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool
+    ) -> None:
+        rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
+        self._shares = Shares(rows) if gather and ranks()[1] > 1 else None
+        batch, self._row_order, self._order = _arranged(rows, labels, temperature, k1, k2, self._shares)
+        self._walk = Walk(batch)
+        self._shift = self._walk.largest() if _needs_shift(batch) else None
+        if self._shift is not None:
+            self._shift.masked_fill_(self._shift == -math.inf, 0.0)
+        denominator, attraction, self.positives = self._walk.sums(self._shift)
+        # A row without positives has no loss, finite or not.
+        alone = self.positives == 0
+        self._scale = denominator.reciprocal().masked_fill_(alone, 0.0)
+        self._pull = self.positives.clamp(min=1).reciprocal_()
+        losses = denominator.log_().addcmul_(attraction, self._pull, value=-1)
+        if self._shift is not None:
+            losses += self._shift
+        self.losses = _put_back(losses.masked_fill_(alone, 0.0), self._row_order)
+
+    def gradient(self, weight: Tensor | None) -> Tensor:
+        """[A, D] gradient of the sum of everybody's weight * L with respect to the own embeddings.
+
+        Args:
+            weight: [A] of the own anchors; None: 1 for everybody's.
+        """
+        scale, pull = self._scale, self._pull
+        if weight is not None:
+            weight = weight if self._row_order is None else weight[self._row_order]
+            scale, pull = scale * weight, pull * weight
+        own = others = Terms(self._shift, scale, pull)
+        if self._shares is not None:
+            parts = [scale, pull] if self._shift is None else [scale, pull, self._shift]
+            everybody = self._shares.gather(_put_back(torch.stack(parts, dim=1), self._row_order))
+            if self._order is not None:
+                everybody = everybody[self._order]
+            scale, pull, *shift = everybody.T.contiguous().unbind()
+            others = Terms(shift[0] if shift else None, scale, pull)
+        # Anchors of a class have equally many positives.
+        return _put_back(self._walk.gradient(own, others, alike=weight is None), self._row_order)
+
+    def release(self) -> None:
+        """Frees what was kept for the gradient; it is computed again if asked for."""
+        self._walk.release()
+
+
+def _full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
 class _PerAnchorLoss(torch.autograd.Function):
-    """[A] losses L_i of this process's anchors against everybody's embeddings, and which anchors have a positive."""
+    """[A] losses L_i."""
 
     @staticmethod
     def forward(
         ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool
-    ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
-            shares = Shares(rows) if gather and ranks()[1] > 1 else None
-            batch, row_order, order = _arranged(rows, labels, temperature, k1, k2, shares)
-            walk = Dense(batch) if batch.single else Tiled(batch)
-            shift = walk.shift() if _needs_shift(batch) else None
-            if shift is not None:
-                shift = shift.masked_fill(shift == -math.inf, 0.0)
-            denominator, sum_s, count = walk.sums(shift)
-            alone = count == 0
-            count = count.clamp(min=1)
-            losses = denominator.log().sub_(sum_s.div_(count), alpha=1 / temperature)
-            if shift is not None:
-                losses += shift
-            # A row without positives has no loss, finite or not.
-            losses.masked_fill_(alone, 0.0)
-            out, has_positive = _put_back(losses, row_order), _put_back(~alone, row_order)
-        ctx.walk, ctx.shares, ctx.dtype = walk, shares, embeddings.dtype
-        ctx.save_for_backward(shift, denominator, count, alone, row_order, order)
-        ctx.mark_non_differentiable(has_positive)
-        return out, has_positive
+    ) -> Tensor:
+        with _full_precision(embeddings):
+            ctx.anchors = _Anchors(embeddings, labels, temperature, k1, k2, gather)
+            ctx.anchors.release()
+        ctx.save_for_backward(embeddings)  # they are read again
+        return ctx.anchors.losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (embeddings,) = ctx.saved_tensors
+        with _full_precision(upstream):
+            gradient = ctx.anchors.gradient(upstream.to(ctx.anchors.losses.dtype))
+        return gradient.to(embeddings.dtype), None, None, None, None, None
+
+
+class _ReducedLoss(torch.autograd.Function):
+    """Sum or mean of everybody's L_i, times the number of processes, and how many L_i there are.
+
+    All anchors weigh the same, which forward knows: it computes the gradient while the tiles are in the cache, and
+    backward only scales it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool,
+        mean: bool, differentiate: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        with _full_precision(embeddings):
+            anchors = _Anchors(embeddings, labels, temperature, k1, k2, gather)
+            count, world = anchors.positives.count_nonzero(), ranks()[1] if gather else 1
+            if world > 1:
+                dist.all_reduce(count)
+            loss, gradient = anchors.losses.sum(), anchors.gradient(None) if differentiate else None
+            anchors.release()
+            weight: Tensor | float = world
+            if mean and count.device.type == "cpu":
+                weight = world / max(int(count), 1)
+            elif mean:
+                weight = world / count.clamp(min=1).to(loss.dtype)
+        ctx.save_for_backward(gradient)
+        ctx.weight, ctx.dtype = weight, embeddings.dtype
+        ctx.mark_non_differentiable(count)
+        return loss.mul_(weight), count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        walk = ctx.walk
-        shift, denominator, count, alone, row_order, order = ctx.saved_tensors
-        with torch.autocast(upstream.device.type, enabled=False):
-            weight = upstream.to(denominator.dtype)
-            weight = (weight if row_order is None else weight[row_order]).masked_fill(alone, 0.0)
-            scale = weight / denominator.masked_fill(alone, 1.0)
-            own = Terms(scale if shift is None else shift, scale, weight / count)
-            others = own
-            if ctx.shares is not None:
-                unsorted = _put_back(torch.stack([own.shift, own.scale, own.pull], dim=1), row_order)
-                everybody = ctx.shares.gather(unsorted)
-                others = Terms(*(everybody if order is None else everybody[order]).T.contiguous().unbind())
-            gradient = walk.gradient(shift, own, others).mul_(1 / walk.batch.temperature)
-            out = _put_back(gradient, row_order)
-        return out.to(ctx.dtype), None, None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return (gradient * (upstream * ctx.weight)).to(ctx.dtype), None, None, None, None, None, None, None
 
 
 def _check(embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, reduction: str) -> None:
@@ -196,18 +252,15 @@ def tuned_contrastive_loss(
             empty its queue at every step.
     """
     _check(embeddings, labels, temperature, k1, k2, reduction)
-    losses, has_positive = _PerAnchorLoss.apply(embeddings, labels, temperature, k1, k2, gather)
+    arguments = embeddings, labels, temperature, k1, k2, gather
     if reduction == "none":
-        return losses
-    count = has_positive.sum()
-    world = ranks()[1] if gather else 1
-    if world > 1:
-        dist.all_reduce(count)
+        return _PerAnchorLoss.apply(*arguments)
+    differentiate = embeddings.requires_grad and torch.is_grad_enabled()
+    loss, count = _ReducedLoss.apply(*arguments, reduction == "mean", differentiate)
     # A GPU is not asked: the answer would stall the queue, and the loss is 0 either way.
     if count.device.type == "cpu" and count == 0:
         warnings.warn("no anchor in the batch has a positive: the loss is 0 and has no gradient", RuntimeWarning, 2)
-    total = losses.sum() * world if world > 1 else losses.sum()
-    return total if reduction == "sum" else total / count.clamp(min=1)
+    return loss
 
 
 class TCLLoss(nn.Module):

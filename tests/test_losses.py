@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from tcl_zoo._pairwise import SINGLE
+from tcl_zoo import _pairwise
+from tcl_zoo._pairwise import TILE
 from tcl_zoo.losses import SupConLoss, TCLLoss, tuned_contrastive_loss
 
 F64 = torch.float64
@@ -123,7 +124,8 @@ def test_equals_loops_for_any_labels_and_weights(labels, shift, tau, k1, k2, see
 
 @pytest.mark.parametrize("params", [TCL, SUPCON, (0.2, 1.0, 1.5), (0.005, 5000.0, 1.5)])
 @pytest.mark.parametrize(  # sizes that no tile divides, from one class to pairs
-    ("n", "classes"), [(129, 10), (255, 1), (515, 257), (SINGLE + 3, 7), (2051, 1025)]
+    ("n", "classes"),
+    [(129, 10), (255, 1), (515, 257), (TILE + 3, 7), (1200, 2), (1539, 7), (2051, 1025)],
 )
 def test_large_batches(n, classes, params):
     z, labels = make_batch(n, classes, dtype=torch.float32)
@@ -414,7 +416,8 @@ SPLITS = {  # labels of rank 0 and of rank 1
     "uneven, one anchor alone": ([0, 1, 2, 0, 9], [2, 0, 0, 1, 2, 1, 1, 0]),
     "positives on the other rank only": ([0, 1, 2, 3], [3, 1, 0, 2]),
     "no anchors on rank 0": ([7, 8, 9], [0, 0, 1, 1]),
-    "more than a tile": ([i % 37 for i in range(SINGLE + 3)], [i % 11 for i in range(17)]),
+    "several tiles": ([i % 37 for i in range(TILE + 3)], [i % 11 for i in range(17)]),
+    "more tiles than are kept": ([i % 37 for i in range(2051)], [i % 11 for i in range(17)]),
 }
 LOSSES = [(TCLLoss(), TCL), (SupConLoss(), SUPCON), (TCLLoss(0.01, 9.0, 2.0), (0.01, 9.0, 2.0))]
 
@@ -462,6 +465,39 @@ def test_small_batches_share_no_memory_while_they_live() -> None:
         gradient(make_batch(96, 10, 16, torch.float32, seed)[0])  # and others come and go
     both[1].backward()
     assert torch.equal(a.grad, alone[0]) and torch.equal(b.grad, alone[1])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_validation_loss_in_inference_mode_between_training_steps(reduction):
+    z, labels = make_batch(48, 5, dtype=torch.float32)
+
+    def step():
+        return ours(z, labels, reduction=reduction, upstream=random_upstream(z) if reduction == "none" else None)
+
+    expected = step()
+    _pairwise._Workspace._free.clear()  # so that inference finds no memory of an earlier step
+    with torch.inference_mode():
+        value = tuned_contrastive_loss(z.clone(), labels, reduction=reduction)
+    assert torch.equal(value, expected[0])
+    assert all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n", [32, TILE + 8])
+def test_inside_a_compiled_function(n):
+    z, labels = make_batch(n, 4, dtype=torch.float32)
+    compiled = torch.compile(lambda x: TCLLoss()(2 * x, labels), backend="aot_eager")
+    assert_close(value_and_grad(compiled, z / 2), value_and_grad(lambda x: TCLLoss()(2 * x, labels), z / 2), 1e-6)
+
+
+def test_per_anchor_losses_notice_embeddings_changed_before_backward():
+    """Their backward reads the embeddings again."""
+    z, labels = make_batch(12, 3)
+    rows = z.requires_grad_() * 1.0
+    losses = tuned_contrastive_loss(rows, labels, reduction="none")
+    rows.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
 
 
 @pytest.mark.parametrize("labels", [

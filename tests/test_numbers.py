@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tcl_zoo._pairwise import SINGLE
+from tcl_zoo._pairwise import TILE
 from tcl_zoo.losses import TCLLoss
 from tcl_zoo.objectives import create_objective
 from tcl_zoo.recipes import recipe
@@ -77,7 +77,7 @@ def test_gradients_of_the_objectives(name):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("n", [12, SINGLE + 100])
+@pytest.mark.parametrize("n", [12, TILE + 100])
 @pytest.mark.parametrize("row", [0, -1])
 def test_a_row_that_is_not_finite_shows_in_the_loss(value, n, row):
     z = F.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)), dim=1)
