@@ -51,7 +51,7 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
         WeightsError: a place that has no release, or cannot be reached.
     """
     if name.startswith(SOURCES) or release_folder(name, weights_dir) is not None:
-        release = locate(name, weights_dir)
+        release = locate(name, weights_dir, weights=False)
         facts = release.config["tcl_zoo"]
         info: dict[str, Any] = {key: facts[key] for key in ("recipe", "results", "sha256", "bytes")}
         info |= {"name": name, "architecture": release.config["architecture"], "weights": str(release.folder)}
@@ -110,7 +110,7 @@ def create_model(
         timm_kwargs = {"in_chans": data.in_chans, "pretrained_cfg": pretrained_cfg(plan.dataset)} | timm_kwargs
         classes = data.num_classes if num_classes is None else num_classes
         return timm.create_model(plan.architecture, num_classes=classes, **timm_kwargs)
-    release = locate(name, weights_dir, revision, cache_dir, sha256)
+    release = locate(name, weights_dir, revision, cache_dir, sha256, weights=pretrained)
     config = release.config
     cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
     state = read_weights(release) if pretrained else {}
@@ -167,7 +167,7 @@ def create_transform(
     from torchvision.transforms import v2
 
     if name.startswith(SOURCES) or revision is not None:
-        cfg = locate(name, weights_dir, revision, cache_dir, sha256).config["pretrained_cfg"]
+        cfg = locate(name, weights_dir, revision, cache_dir, sha256, weights=False).config["pretrained_cfg"]
     else:
         folder = release_folder(name, weights_dir) or index.bundled_folder(name)
         cfg = read_config(folder)["pretrained_cfg"] if folder else pretrained_cfg(recipe(name).dataset)

@@ -134,6 +134,7 @@ def locate(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     sha256: str | None = None,
+    weights: bool = True,
 ) -> Release:
     """The release folder of a name or place, fetched from the Hub where it is not on this machine.
 
@@ -144,6 +145,7 @@ def locate(
         revision: of the Hub repository; for a released name what ``index.json`` pins where not given.
         cache_dir: huggingface_hub's cache.
         sha256: what ``model.safetensors`` must hash to, instead of what the index or the release says.
+        weights: fetch them; without, ``config.json`` alone.
 
     Raises:
         RecipeError: unknown name.
@@ -157,7 +159,7 @@ def locate(
     if name.startswith(SOURCES):
         if weights_dir is not None:
             raise WeightsError(f"{name} is a place itself: leave weights_dir out")
-        release = _from_place(name, revision, cache_dir, sha256)
+        release = _from_place(name, revision, cache_dir, sha256, weights)
         return release if sha256 else _vouch(release)
     folder = release_folder(name, weights_dir) if revision is None else None
     entry = index.entries().get(name)
@@ -194,11 +196,12 @@ def locate(
             if here
             else f"{name} is released, but neither in this package nor on a Hub; pass weights_dir="
         )
-    return _from_hub(name, entry["repo_id"], revision or entry["revision"], cache_dir, expected, config_sha256)
+    where = entry["repo_id"], revision or entry["revision"], cache_dir
+    return _from_hub(name, *where, expected, config_sha256, weights)
 
 
 def _from_place(
-    name: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, sha256: str | None
+    name: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, sha256: str | None, weights: bool
 ) -> Release:
     kind, _, place = name.partition(":")
     if kind == "local-dir":
@@ -208,7 +211,7 @@ def _from_place(
     repo_id, _, named = place.partition("@")
     if named and revision not in (None, named):
         raise WeightsError(f"{name} names a revision and revision={revision!r} another one")
-    return _from_hub(name, repo_id, revision or named or None, cache_dir, sha256, None)
+    return _from_hub(name, repo_id, revision or named or None, cache_dir, sha256, None, weights)
 
 
 def _from_hub(
@@ -218,6 +221,7 @@ def _from_hub(
     cache_dir: str | os.PathLike[str] | None,
     sha256: str | None,
     config_sha256: str | None,
+    weights: bool,
 ) -> Release:
     """Fetches and checks, and fetches once again what was damaged on the way: the client does not notice."""
 
@@ -227,11 +231,13 @@ def _from_hub(
                 _hold(folder / CONFIG_FILE, name, config_sha256)
             return read_config(folder, fetched=True)
 
-        files = (CONFIG_FILE, WEIGHTS_FILE)  # a foreign repository is refused before its weights are asked for
+        # A foreign repository is refused before its weights are asked for.
+        files = (CONFIG_FILE, WEIGHTS_FILE) if weights else (CONFIG_FILE,)
         folder = hub.fetch(repo_id, files, revision, cache_dir, force, check=configuration)
         config = configuration(folder)
         own = str(config["tcl_zoo"]["sha256"])
-        _hold(folder / WEIGHTS_FILE, name, own)
+        if weights:
+            _hold(folder / WEIGHTS_FILE, name, own)
         if sha256 not in (None, own):
             raise WeightsError(
                 f"hf-hub:{repo_id}@{folder.name} holds other weights than {name} should be: sha256 {own} "

@@ -56,6 +56,19 @@ def test_the_pinned_commit_is_loaded_and_then_needs_no_request(hub, client, publ
     assert hub.requests == []
 
 
+def test_what_needs_no_weights_fetches_none(hub, client, published):
+    code = f"""
+    import tcl_zoo
+    place = {"hf-hub:" + REPO!r}
+    transform, info = tcl_zoo.create_transform(place), tcl_zoo.model_info(place)
+    untrained = tcl_zoo.create_model(place)
+    out = [len(transform.transforms), info["sha256"], untrained.num_classes]
+    """
+    assert client(code, published) == [2, digest(published), 10]
+    assert not matching([line.split()[1] for line in hub.requests], "*model.safetensors")
+    assert matching([line.split()[1] for line in hub.requests], CONFIG)
+
+
 def test_revision_cache_dir_and_sha256(hub, client, published):
     hub.repos[REPO].tags["v0"] = hub.repos[REPO].branches["main"]
     newer = files(published)["model.safetensors"]
