@@ -104,7 +104,7 @@ def create_model(
     import timm
     from timm.models import load_pretrained
 
-    if not pretrained and not name.startswith(SOURCES) and weights_dir is None:
+    if not pretrained and not name.startswith(SOURCES) and release_folder(name, weights_dir) is None:
         plan = recipe(name)
         data = DATA[plan.dataset]
         timm_kwargs = {"in_chans": data.in_chans, "pretrained_cfg": pretrained_cfg(plan.dataset)} | timm_kwargs

@@ -166,7 +166,7 @@ def locate(
     if folder is not None:
         config = read_config(folder)
         own = config["tcl_zoo"]["sha256"]
-        if entry and not sha256 and own != entry["sha256"]:
+        if entry and weights and not sha256 and own != entry["sha256"]:
             warnings.warn(
                 f"{folder} has other weights than those released as {name}. Where they are meant, say so: "
                 f'sha256="{own}"',

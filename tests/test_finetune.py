@@ -73,6 +73,13 @@ def test_what_it_reports_is_what_others_measure(tuned, photos):
     assert tuned.results["top1"] == tuned.results["test"] > 90 and tuned.results["n"] == 12
 
 
+def test_an_untrained_model_of_a_release_that_is_no_recipe(tuned, monkeypatch):
+    monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(tuned.release))
+    trained, untrained = (tcl_zoo.create_model("photos", pretrained=pretrained) for pretrained in (True, False))
+    assert untrained.num_classes == 3 and untrained.pretrained_cfg["label_names"] == ["dark", "gray", "light"]
+    assert not torch.equal(untrained.fc.weight, trained.fc.weight)
+
+
 def test_info_of_a_release_of_ones_own(tuned, capsys):
     info = tcl_zoo.model_info("photos", weights_dir=tuned.release)
     assert info["results"]["n"] and info["weights"] == str(tuned.release)
