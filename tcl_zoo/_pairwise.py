@@ -1,13 +1,13 @@
-"""All pairs of a batch without an [N, N] matrix: the walk over tiles behind ``losses.py``.
+"""All pairs of a batch in memory linear in the batch: the walk over tiles behind ``losses.py``.
 
 The pairs are walked in tiles: once for the denominators, and once more, with the denominators known, for the gradient.
 A tile is a matrix product and an exponential; where some of its pairs have the same label also a mask of those, and a
 second exponential for ``k1 exp(-s)``. On a CPU the rows of a batch of several tiles come sorted by label, so that few
-tiles have such pairs; in one process ``s`` is symmetric, and a tile above the diagonal serves its rows and its columns.
-Up to ``KEEP`` entries in all, tiles are kept from the first walk to the second.
+tiles have such pairs. Batches of up to ``KEEP`` entries keep their tiles from the first walk to the second.
 
 Exponents of float32 reach +-88. Where temperature and k1, k2 cannot leave that range (the shift is None) exponentials
-are taken as they are; elsewhere the largest exponent of each row is found first and subtracted.
+are taken as they are, and in one process, where ``s`` is symmetric, a tile above the diagonal serves its rows and its
+columns. Elsewhere the largest exponent of each row is found first and subtracted.
 
 Everything happens in place: at these sizes the page faults of fresh memory cost as much as the exponential, and masks
 of bools are slower than masks of floats.
@@ -25,7 +25,7 @@ from torch import Tensor
 # Side of a tile. 512 x 512 float32 is 1 MiB, which stays in a CPU's cache between product, exponential and sum; a GPU
 # wants fewer and larger kernels.
 TILE, GPU_TILE = 512, 4096
-# Entries of the largest batch whose tiles are kept.
+# Entries of all tiles, up to which they are kept.
 KEEP = 2048**2
 
 
@@ -45,8 +45,8 @@ class Batch:
 
 
 @dataclass
-class Terms:
-    """Per anchor: the shift of its exponents, w / D and w / |P|, w the weight of its loss in the sum."""
+class Factors:
+    """Per anchor, [A] or [N]: the shift of its exponents, w / D and w / |P|, w the weight of its loss in the sum."""
 
     shift: Tensor | None
     scale: Tensor
@@ -73,12 +73,13 @@ class _Workspace:
     _free: list[list[Tensor]] = []  # noqa: RUF012 (shared on purpose)
 
     def __init__(self, batch: Batch, side: int) -> None:
-        self._like, self._entries = batch.rows, side * side
-        # What is made in inference mode must not be written to outside of it, nor may a compiler see what it did not.
-        alone = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
-        self._shared = batch.rows.device.type == "cpu" and batch.rows.dtype == torch.float32 and not alone
+        self._dtype, self._device = batch.rows.dtype, batch.rows.device
+        # Not handed on: tensors made in inference mode, which later steps may not write to, and a compiler's.
+        private = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        self._shared = batch.rows.device.type == "cpu" and batch.rows.dtype == torch.float32 and not private
+        self.entries = side * side
         if not self._shared:
-            self._entries = min(side, len(batch.rows)) * min(side, len(batch.columns))
+            self.entries = min(side, len(batch.rows)) * min(side, len(batch.columns))
         self._squares: list[Tensor] = []
 
     def square(self, number: int, shape: tuple[int, int]) -> Tensor:
@@ -87,7 +88,7 @@ class _Workspace:
             with contextlib.suppress(IndexError):
                 self._squares = self._free.pop()
         while len(self._squares) <= number:
-            self._squares.append(self._like.new_empty(self._entries))
+            self._squares.append(torch.empty(self.entries, dtype=self._dtype, device=self._device))
         return self._squares[number][: shape[0] * shape[1]].view(shape)
 
     def release(self) -> None:
@@ -98,19 +99,22 @@ class _Workspace:
 
 
 class Walk:
-    """Sums and gradient over all pairs of a batch.
+    """Sums and gradient over all pairs of a batch, each asked for once.
 
-    ``release`` gives the memory for the next batch; what is asked afterwards is computed again.
+    Args:
+        batch: the pairs.
+        keep: tiles, where they are few enough, for what is asked next.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, keep: bool) -> None:
         self.batch = batch
         self._side = TILE if batch.rows.device.type == "cpu" else GPU_TILE
         self._symmetric = batch.rows is batch.columns
-        self._keep = len(batch.rows) * len(batch.columns) <= KEEP
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]] = {}
-        self._pulled = False  # whether what is kept is what `_pull` returns
         self._space = _Workspace(batch, self._side)
+        tiles = math.ceil(len(batch.rows) / self._side) * math.ceil(len(batch.columns) / self._side)
+        self._keep = keep and tiles * self._space.entries <= KEEP
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]] = {}
+        self._derived = False  # whether what is kept are derivatives
         self._laid_out: dict[bool, list[_Tile]] = {}
         self._log_k1 = batch.rows.new_full((), math.log(batch.k1)) if batch.k1 > 0 else None
         self._log_k2 = math.log(batch.k2)
@@ -119,8 +123,8 @@ class Walk:
             self._borders = self._ends(batch.row_class), self._ends(batch.column_class)
 
     def release(self) -> None:
-        """Forgets the tiles."""
-        self._kept, self._pulled = {}, False
+        """Gives the memory to the next batch."""
+        self._kept, self._derived = {}, False
         self._space.release()
 
     def largest(self) -> Tensor:
@@ -148,12 +152,12 @@ class Walk:
             if far is not None:
                 tile.add(denominator, far)
             if shift is None and self._keep:
-                self._pull(near, far)
-        self._pulled = shift is None and self._keep
+                self._derive(near, far)
+        self._derived = shift is None and self._keep
         return denominator, attraction, count
 
-    def gradient(self, own: Terms, others: Terms, alike: bool) -> Tensor:
-        """The gradient with respect to the rows, [A, D]; nothing is kept after it.
+    def gradient(self, own: Factors, others: Factors, alike: bool) -> Tensor:
+        """The gradient with respect to the rows, [A, D]; what was kept is overwritten.
 
         Args:
             own: of the own anchors, [A].
@@ -165,12 +169,13 @@ class Walk:
             near, pair, work = self._load(tile)
             r, c = tile.rows, tile.columns
             if own.shift is None or others.shift is None:
-                if not self._pulled:
-                    self._pull(*self._terms(tile, near, pair, work, None))
+                if not self._derived:
+                    self._derive(*self._terms(tile, near, pair, work, None))
                 weights = near.mul_(torch.add(own.scale[r, None], others.scale[c], out=work))
             else:
-                weights = self._pull(*self._terms(tile, near, pair, work, own.shift[r, None])).mul_(own.scale[r, None])
-                theirs = self._pull(*self._terms(tile, near, pair, work, others.shift[c]))
+                weights = self._derive(*self._terms(tile, near, pair, work, own.shift[r, None]))
+                weights.mul_(own.scale[r, None])
+                theirs = self._derive(*self._terms(tile, near, pair, work, others.shift[c]))
                 weights.addcmul_(theirs, others.scale[c])
             if pair is not None and alike:
                 weights.addcmul_(pair, own.pull[r, None], value=-2)
@@ -179,7 +184,6 @@ class Walk:
             into[r].addmm_(weights, b.columns[c], alpha=1 / b.temperature)
             if tile.mirrored:
                 into[c].addmm_(weights.t(), b.rows[r], alpha=1 / b.temperature)
-        self.release()
         return into
 
     def _ends(self, classes: Tensor) -> list[tuple[float, float]]:
@@ -207,7 +211,10 @@ class Walk:
         return tiles
 
     def _load(self, tile: _Tile) -> tuple[Tensor, Tensor | None, Tensor]:
-        """s / tau, 1 where a pair is positive (None where no pair of the tile is), and a square to work in."""
+        """s / tau, 1 where a pair is positive (None where no pair of the tile is), and a square to work in.
+
+        Of a kept tile the first one holds what was last written to it.
+        """
         b, rows, columns = self.batch, tile.rows, tile.columns
         where = rows.start, columns.start
         if where in self._kept:
@@ -262,6 +269,6 @@ class Walk:
             near += self._bias(pair)
         return self._strike(tile, near.exp_(), 0.0), far
 
-    def _pull(self, near: Tensor, far: Tensor | None) -> Tensor:
+    def _derive(self, near: Tensor, far: Tensor | None) -> Tensor:
         """tau times the derivative by s of a pair's terms, in place of ``near``."""
         return near if far is None else near.sub_(far, alpha=self.batch.temperature)

@@ -1,7 +1,7 @@
 """Tuned contrastive loss and supervised contrastive loss, exact, in memory linear in the batch.
 
 SupCon (eq. 3.2) is TCL (eq. 4.2-4.4) at ``k1 = 0, k2 = 1``: one implementation serves both (SPEC section 1).
-How it walks over the pairs is in ``_pairwise.py``.
+What an anchor's loss is made of stands in ``_anchors.py``, the walk over the pairs in ``_pairwise.py``.
 """
 
 from __future__ import annotations
@@ -14,126 +14,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ._pairwise import TILE, Batch, Terms, Walk
-from .ranks import Shares, ranks
-
-# exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
-_RANGE = 70.0
-
-
-def _arranged(
-    rows: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, shares: Shares | None
-) -> tuple[Batch, Tensor | None, Tensor | None]:
-    """The batch sorted by label, the order of the own anchors [A] and that of everybody's [N].
-
-    Batches of one tile, and all on a GPU, stay as they are: no orders.
-    """
-    columns, everybody, own = rows, labels, slice(0, len(rows))
-    if shares is not None:
-        columns, everybody, own = shares.gather(rows), shares.gather(labels), shares.own
-    if rows.device.type == "cpu":
-        everybody = _as_floats(everybody)  # which are compared in an eighth of the time
-    row_class, column_class = everybody[own], everybody
-    index = None if shares is None else torch.arange(own.start, own.stop, device=rows.device)
-    row_order = order = None
-    ordered = rows.device.type == "cpu" and len(columns) > TILE
-    if ordered:
-        column_class, order = everybody.sort(stable=True)
-        columns = columns[order]
-        if index is None:
-            row_class, row_order, rows = column_class, order, columns
-        else:
-            row_class, row_order = row_class.sort(stable=True)
-            rows, index = rows[row_order], _put_back(torch.arange(len(order)), order)[index[row_order]]
-    batch = Batch(rows, columns, row_class, column_class, index, temperature, k1, k2, ordered)
-    return batch, row_order, order
-
-
-def _as_floats(labels: Tensor) -> Tensor:
-    """[N] float32 numbers that are equal where the labels are."""
-    if labels.shape[0] == 0:
-        return labels.float()
-    labels = labels.long()
-    low, high = labels.aminmax()
-    if int(low) >= -(1 << 24) and int(high) <= 1 << 24:  # float32 holds all these integers
-        return labels.float()
-    return labels.unique(return_inverse=True)[1].float()
-
-
-def _put_back(values: Tensor, order: Tensor | None) -> Tensor:
-    """What was computed in ``order``, in the order of the caller's rows."""
-    return values if order is None else torch.empty_like(values).index_copy_(0, order, values)
-
-
-def _needs_shift(batch: Batch) -> bool:
-    """Whether exponents may leave float32's range. A GPU is not asked for the rows' norms: it shifts always."""
-    columns = batch.columns
-    if columns.shape[0] == 0 or columns.device.type != "cpu":
-        return columns.shape[0] > 0
-    bound = float(torch.linalg.vecdot(columns, columns).max())
-    largest = max(abs(math.log(k)) for k in (batch.k1 or 1.0, batch.k2))
-    return not bound / batch.temperature + bound + largest < _RANGE
-
-
-class _Anchors:
-    """L_i of this process's anchors against everybody's embeddings, and the gradient of a weighted sum of all L_i.
-
-    Attributes:
-        losses: [A] L_i in the order of ``embeddings``, 0 for an anchor without a positive.
-        positives: [A] how many positives each has, in some order.
-    """
-
-    def __init__(
-        self, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool
-    ) -> None:
-        rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
-        self._shares = Shares(rows) if gather and ranks()[1] > 1 else None
-        batch, self._row_order, self._order = _arranged(rows, labels, temperature, k1, k2, self._shares)
-        self._walk = Walk(batch)
-        self._shift = self._walk.largest() if _needs_shift(batch) else None
-        if self._shift is not None:
-            self._shift.masked_fill_(self._shift == -math.inf, 0.0)
-        denominator, attraction, self.positives = self._walk.sums(self._shift)
-        # A row without positives has no loss, finite or not.
-        alone = self.positives == 0
-        self._scale = denominator.reciprocal().masked_fill_(alone, 0.0)
-        self._pull = self.positives.clamp(min=1).reciprocal_()
-        losses = denominator.log_().addcmul_(attraction, self._pull, value=-1)
-        if self._shift is not None:
-            losses += self._shift
-        self.losses = _put_back(losses.masked_fill_(alone, 0.0), self._row_order)
-
-    def gradient(self, weight: Tensor | None) -> Tensor:
-        """[A, D] gradient of the sum of everybody's weight * L with respect to the own embeddings.
-
-        Args:
-            weight: [A] of the own anchors; None: 1 for everybody's.
-        """
-        scale, pull = self._scale, self._pull
-        if weight is not None:
-            weight = weight if self._row_order is None else weight[self._row_order]
-            scale, pull = scale * weight, pull * weight
-        own = others = Terms(self._shift, scale, pull)
-        if self._shares is not None:
-            parts = [scale, pull] if self._shift is None else [scale, pull, self._shift]
-            everybody = self._shares.gather(_put_back(torch.stack(parts, dim=1), self._row_order))
-            if self._order is not None:
-                everybody = everybody[self._order]
-            scale, pull, *shift = everybody.T.contiguous().unbind()
-            others = Terms(shift[0] if shift else None, scale, pull)
-        # Anchors of a class have equally many positives.
-        return _put_back(self._walk.gradient(own, others, alike=weight is None), self._row_order)
-
-    def release(self) -> None:
-        """Frees what was kept for the gradient; it is computed again if asked for."""
-        self._walk.release()
+from ._anchors import Anchors
+from ._pairwise import Walk
+from .ranks import ranks
 
 
 def _full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def _once() -> None:
+    """Autograd computes with gradients where it is asked for those of a gradient, which would silently be none."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("the loss has no second derivative: differentiate it without create_graph=True")
 
 
 class _PerAnchorLoss(torch.autograd.Function):
@@ -144,17 +39,21 @@ class _PerAnchorLoss(torch.autograd.Function):
         ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool
     ) -> Tensor:
         with _full_precision(embeddings):
-            ctx.anchors = _Anchors(embeddings, labels, temperature, k1, k2, gather)
-            ctx.anchors.release()
-        ctx.save_for_backward(embeddings)  # they are read again
-        return ctx.anchors.losses
+            ctx.anchors = Anchors(embeddings, labels, temperature, k1, k2, gather)
+            walk = Walk(ctx.anchors.batch, keep=False)
+            losses = ctx.anchors.losses(walk)
+            walk.release()
+        ctx.save_for_backward(embeddings, labels)  # which are read again
+        return losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (embeddings,) = ctx.saved_tensors
+        _once()
+        embeddings, _ = ctx.saved_tensors
         with _full_precision(upstream):
-            gradient = ctx.anchors.gradient(upstream.to(ctx.anchors.losses.dtype))
+            walk = Walk(ctx.anchors.batch, keep=False)
+            gradient = ctx.anchors.gradient(walk, upstream)
+            walk.release()
         return gradient.to(embeddings.dtype), None, None, None, None, None
 
 
@@ -171,12 +70,14 @@ class _ReducedLoss(torch.autograd.Function):
         mean: bool, differentiate: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         with _full_precision(embeddings):
-            anchors = _Anchors(embeddings, labels, temperature, k1, k2, gather)
+            anchors = Anchors(embeddings, labels, temperature, k1, k2, gather)
+            walk = Walk(anchors.batch, keep=differentiate)
+            loss = anchors.losses(walk).sum()
+            gradient = anchors.gradient(walk, None) if differentiate else None
+            walk.release()
             count, world = anchors.positives.count_nonzero(), ranks()[1] if gather else 1
             if world > 1:
                 dist.all_reduce(count)
-            loss, gradient = anchors.losses.sum(), anchors.gradient(None) if differentiate else None
-            anchors.release()
             weight: Tensor | float = world
             if mean and count.device.type == "cpu":
                 weight = world / max(int(count), 1)
@@ -188,8 +89,8 @@ class _ReducedLoss(torch.autograd.Function):
         return loss.mul_(weight), count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         (gradient,) = ctx.saved_tensors
         return (gradient * (upstream * ctx.weight)).to(ctx.dtype), None, None, None, None, None, None, None
 
@@ -238,14 +139,15 @@ def tuned_contrastive_loss(
         k2: weight of the negatives, > 0.
         reduction: ``"mean"`` over the anchors that have a positive, ``"sum"``, or ``"none"`` for the L_i themselves,
             [N], 0 for an anchor without a positive.
-        gather: compare the own rows with those of every process (the default group). The loss is scaled such that
-            the mean over the processes of the loss, and of its gradient, is that of the whole batch.
+        gather: compare the own rows with those of every process (the default group). A mean or sum is scaled such
+            that the mean over the processes of the loss, and of its gradient, is that of the whole batch.
 
     Returns:
         A scalar, or [N] for ``"none"``.
 
     Raises:
         ValueError: a value out of range, wrong shapes, or labels that are no integers.
+        RuntimeError: in backward with ``create_graph=True``: there is no second derivative.
 
     Warns:
         RuntimeWarning: no anchor has a positive; the loss is 0 with a zero gradient. A GPU is silent: asking it would
@@ -255,7 +157,8 @@ def tuned_contrastive_loss(
     arguments = embeddings, labels, temperature, k1, k2, gather
     if reduction == "none":
         return _PerAnchorLoss.apply(*arguments)
-    differentiate = embeddings.requires_grad and torch.is_grad_enabled()
+    # Several processes ask each other for the gradient: all of them do.
+    differentiate = torch.is_grad_enabled() and (embeddings.requires_grad or (gather and ranks()[1] > 1))
     loss, count = _ReducedLoss.apply(*arguments, reduction == "mean", differentiate)
     # A GPU is not asked: the answer would stall the queue, and the loss is 0 either way.
     if count.device.type == "cpu" and count == 0:

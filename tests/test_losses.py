@@ -1,8 +1,10 @@
 """Losses against SPEC section 1, written out twice in float64: pair by pair, and densely."""
 
+import gc
 import math
 import subprocess
 import sys
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -432,6 +434,12 @@ def _losses_on_rank(rank, folder):
         z = make_batch(len(split[0] + split[1]), 1)[0].split([len(s) for s in split])[rank]
         results.append([value_and_grad(lambda x, f=f, y=labels: f(x, y), z) for f, _ in LOSSES])
     torch.save(results, f"{folder}/{rank}.pt")
+    # A share whose embeddings come from a frozen encoder, or are none, takes part all the same.
+    z = make_batch(8, 1)[0].split(4)[rank].requires_grad_(rank == 0)
+    loss = TCLLoss()(z, torch.arange(4) % 2)
+    if rank == 0:
+        loss.backward()
+        torch.save(z.grad, f"{folder}/frozen.pt")
     dist.destroy_process_group()
 
 
@@ -445,6 +453,8 @@ def test_two_processes_train_as_one(tmp_path):
             losses, grads = zip(*pair, strict=True)
             averaged = sum(losses) / 2, torch.cat(grads) / 2  # over the ranks, as DDP does
             assert_close(averaged, oracle(z, labels, *params), 1e-10)
+    expected = oracle(make_batch(8, 1)[0], torch.arange(8) % 2)[1][:4]
+    assert_close([torch.load(tmp_path / "frozen.pt") / 2], [expected], 1e-10)
 
 
 def test_small_batches_share_no_memory_while_they_live() -> None:
@@ -480,6 +490,58 @@ def test_a_validation_loss_in_inference_mode_between_training_steps(reduction):
         value = tuned_contrastive_loss(z.clone(), labels, reduction=reduction)
     assert torch.equal(value, expected[0])
     assert all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_outlives_the_loss(reduction):
+    """Without the garbage collector, which does not know when a GPU is full."""
+    z, labels = make_batch(24, 4)
+    rows = z.requires_grad_() * 1.0
+    alive = weakref.ref(rows)
+    gc.disable()
+    try:
+        loss = tuned_contrastive_loss(rows, labels, reduction=reduction)
+        del rows, loss
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_what_comes_from_an_anchor_without_a_positive_does_not_matter():
+    """The derivative of a square root at its loss of 0, say."""
+    z, labels = make_batch(12, 3)
+    labels[5] = 99
+    upstream = torch.ones(12, dtype=F64)
+    expected = ours(z, labels, reduction="none", upstream=upstream)
+    upstream[5] = math.nan
+    assert_close(ours(z, labels, reduction="none", upstream=upstream), expected, 1e-14)
+
+
+def test_backward_after_one_that_was_interrupted(monkeypatch):
+    z, labels = make_batch(1100, 10, dtype=torch.float32)
+    leaf = z.clone().requires_grad_()
+    losses = tuned_contrastive_loss(leaf, labels, reduction="none")
+    load, calls = _pairwise.Walk._load, iter(range(100))
+
+    def interrupted(self, tile):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return load(self, tile)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_pairwise.Walk, "_load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            losses.sum().backward(retain_graph=True)
+    losses.sum().backward()
+    assert_close([leaf.grad], oracle(z, labels, reduction="sum")[1:], 1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_derivative_is_refused(reduction):
+    z, labels = make_batch(12, 3)
+    loss = tuned_contrastive_loss(z.requires_grad_(), labels, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, z, create_graph=True)
 
 
 @pytest.mark.filterwarnings("ignore")
