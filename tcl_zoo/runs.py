@@ -101,7 +101,7 @@ class Run:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoint"
         self._lock: IO[str] | None = None
-        recipe_file = self.folder / "recipe.json"
+        recipe_file = self._recipe_file = self.folder / "recipe.json"
         with writing(self.folder):
             if not recipe_file.exists() and self.folder.exists() and self._foreign():
                 raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another")
@@ -119,9 +119,9 @@ class Run:
 
     def _foreign(self) -> bool:
         """Whether there is anything that no run leaves before its ``recipe.json``."""
-        return not {p.name for p in self.folder.iterdir()} <= _FIRST or (
-            self.checkpoints.exists() and any(self.checkpoints.iterdir())
-        )
+        more = not {p.name for p in self.folder.iterdir()} <= _FIRST
+        more = more or (self.checkpoints.exists() and any(self.checkpoints.iterdir()))
+        return more and not self._recipe_file.exists()  # of a run that began since it was looked for
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
         stored = read_recipe_file(recipe_file, self._parse)

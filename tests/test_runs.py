@@ -16,7 +16,8 @@ import torch
 from forks import Forks
 from safetensors.torch import load_file
 
-from tcl_zoo.errors import TrainingError
+from tcl_zoo.errors import RunInUseError, TrainingError
+from tcl_zoo.recipes import recipe
 from tcl_zoo.runs import Run
 from tcl_zoo.train import train
 from tcl_zoo.trainer import Trainer
@@ -272,6 +273,22 @@ def test_stopped_while_a_checkpoint_is_written(forks, tmp_path, whole):
     assert newest(run_dir).name == "epoch-00001-step-0000000"
     assert forks(f"status = go({str(run_dir)!r})")[0] == 0
     assert same(run_dir, whole)
+
+
+def test_one_that_starts_between_two_looks(tmp_path, monkeypatch):
+    """No recipe.json yet, but by the time the folder is listed: it is in use, not somebody else's."""
+    plan, settings, look, first = recipe("tcl_resnet20_digits"), {"precision": "no"}, Path.iterdir, []
+
+    def iterdir(folder):
+        if not first:
+            first.append(0)
+            first[0] = Run(tmp_path, plan, settings, hold=True)
+        return look(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(RunInUseError):
+        Run(tmp_path, plan, settings, hold=True)
+    first[0].release()
 
 
 def test_two_start_at_the_same_moment(forks, tmp_path, whole):
