@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._pairwise import TILE, Batch, Factors, Walk
+from ._pairwise import TILE, Batch, Factors, OneTile, Walk
 from .ranks import Shares, ranks
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).
@@ -32,13 +32,12 @@ def _arranged(
     ordered = rows.device.type == "cpu" and len(columns) > TILE
     if ordered:
         column_class, order = everybody.sort(stable=True)
-        columns = columns[order]
+        columns = columns.index_select(0, order)
         if index is None:
             row_class, row_order, rows = column_class, order, columns
         else:
             row_class, row_order = row_class.sort(stable=True)
-            place = _put_back(torch.arange(len(order), device=order.device), order)
-            rows, index = rows[row_order], place[index[row_order]]
+            rows, index = rows.index_select(0, row_order), _inverse(order)[index[row_order]]
     batch = Batch(rows, columns, row_class, column_class, index, temperature, k1, k2, ordered)
     return batch, row_order, order
 
@@ -54,9 +53,14 @@ def _as_floats(labels: Tensor) -> Tensor:
     return labels.unique(return_inverse=True)[1].float()
 
 
+def _inverse(order: Tensor) -> Tensor:
+    """[N] where each of the caller's rows stands in ``order``."""
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+
+
 def _put_back(values: Tensor, order: Tensor | None) -> Tensor:
     """What was computed in ``order``, in the order of the caller's rows."""
-    return values if order is None else torch.empty_like(values).index_copy_(0, order, values)
+    return values if order is None else values.index_select(0, _inverse(order))
 
 
 def _needs_shift(batch: Batch) -> bool:
@@ -64,8 +68,8 @@ def _needs_shift(batch: Batch) -> bool:
     columns = batch.columns
     if columns.shape[0] == 0 or columns.device.type != "cpu":
         return columns.shape[0] > 0
-    bound = float(torch.linalg.vecdot(columns, columns).max())
-    largest = max(abs(math.log(k)) for k in (batch.k1 or 1.0, batch.k2))
+    bound = float(torch.linalg.vector_norm(columns, dim=1).max()) ** 2
+    largest = max(abs(math.log(batch.k1 or 1.0)), abs(math.log(batch.k2)))
     return not bound / batch.temperature + bound + largest < _RANGE
 
 
@@ -74,7 +78,7 @@ class Anchors:
 
     Attributes:
         batch: what is walked over.
-        positives: [A] how many positives each anchor has, in some order, once the losses were asked for.
+        count: how many of the own anchors have a positive, once the losses were asked for; a tensor on a GPU.
     """
 
     def __init__(
@@ -83,23 +87,40 @@ class Anchors:
         rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).contiguous()
         self._shares = Shares(rows) if gather and ranks()[1] > 1 else None
         self.batch, self._row_order, self._order = _arranged(rows, labels, temperature, k1, k2, self._shares)
+        self._needs_shift = _needs_shift(self.batch)
 
-    def losses(self, walk: Walk) -> Tensor:
+    def walk(self, keep: bool) -> OneTile | Walk:
+        """A new one.
+
+        Args:
+            keep: tiles, where they are few enough, from the losses for the gradient.
+        """
+        one = not self._needs_shift and self._shares is None and len(self.batch.rows) <= TILE
+        return OneTile(self.batch, keep) if one else Walk(self.batch, keep)
+
+    def losses(self, walk: OneTile | Walk) -> Tensor:
         """[A] L_i in the order of ``embeddings``, 0 for an anchor without a positive."""
-        self._shift = walk.largest() if _needs_shift(self.batch) else None
-        if self._shift is not None:
+        self._shift = None
+        if self._needs_shift:
+            assert isinstance(walk, Walk)
+            self._shift = walk.largest()
             self._shift.masked_fill_(self._shift == -math.inf, 0.0)
-        denominator, attraction, self.positives = walk.sums(self._shift)
-        # A row without positives has no loss, finite or not.
-        alone = self.positives == 0
-        self._scale = denominator.reciprocal().masked_fill_(alone, 0.0)
-        self._pull = self.positives.clamp(min=1).reciprocal_()
-        losses = denominator.log_().addcmul_(attraction, self._pull, value=-1)
+        denominator, attraction, positives = walk.sums(self._shift)
+        self._scale, self._pull = denominator.reciprocal(), positives.reciprocal()
+        losses = denominator.log_().addcmul_(attraction, self._pull, value=-math.log(2))  # exponents are of 2
         if self._shift is not None:
-            losses += self._shift
-        return _put_back(losses.masked_fill_(alone, 0.0), self._row_order)
+            losses.add_(self._shift, alpha=math.log(2))
+        count = positives.count_nonzero()
+        self.count = int(count) if count.device.type == "cpu" else count  # a GPU is not asked: it would stall
+        self._alone = None
+        if isinstance(self.count, Tensor) or self.count < len(losses):
+            # A row without positives has no loss, finite or not.
+            self._alone = positives == 0
+            for values in self._scale, self._pull, losses:
+                values.masked_fill_(self._alone, 0.0)
+        return _put_back(losses, self._row_order)
 
-    def gradient(self, walk: Walk, weight: Tensor | None) -> Tensor:
+    def gradient(self, walk: OneTile | Walk, weight: Tensor | None) -> Tensor:
         """[A, D] gradient of the sum of everybody's weight * L with respect to the own embeddings.
 
         Args:
@@ -110,14 +131,15 @@ class Anchors:
         if weight is not None:
             weight = weight.to(scale.dtype)
             weight = weight if self._row_order is None else weight[self._row_order]
-            weight = weight.masked_fill(self.positives == 0, 0.0)  # it may be NaN
+            if self._alone is not None:
+                weight = weight.masked_fill(self._alone, 0.0)  # it may be NaN
             scale, pull = scale * weight, pull * weight
         own = others = Factors(self._shift, scale, pull)
         if self._shares is not None:
             parts = [scale, pull] if self._shift is None else [scale, pull, self._shift]
             everybody = self._shares.gather(_put_back(torch.stack(parts, dim=1), self._row_order))
             if self._order is not None:
-                everybody = everybody[self._order]
+                everybody = everybody.index_select(0, self._order)
             scale, pull, *shift = everybody.T.contiguous().unbind()
             others = Factors(shift[0] if shift else None, scale, pull)
         # Anchors of a class have equally many positives.

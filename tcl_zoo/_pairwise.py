@@ -3,11 +3,13 @@
 The pairs are walked in tiles: once for the denominators, and once more, with the denominators known, for the gradient.
 A tile is a matrix product and an exponential; where some of its pairs have the same label also a mask of those, and a
 second exponential for ``k1 exp(-s)``. On a CPU the rows of a batch of several tiles come sorted by label, so that few
-tiles have such pairs. Batches of up to ``KEEP`` entries keep their tiles from the first walk to the second.
+tiles have such pairs. Batches of up to ``KEEP`` entries keep their tiles from the first walk to the second. A small
+batch is one tile, whose passes take no longer than what leads up to them: ``OneTile`` has the least of that.
 
-Exponents of float32 reach +-88. Where temperature and k1, k2 cannot leave that range (the shift is None) exponentials
-are taken as they are, and in one process, where ``s`` is symmetric, a tile above the diagonal serves its rows and its
-columns. Elsewhere the largest exponent of each row is found first and subtracted.
+Exponentials are powers of 2, ``exp(s / tau) = 2^(s / (tau ln 2))``: they take half the time of powers of e. Where
+temperature and k1, k2 cannot leave float32's range (the shift is None) they are taken as they are, and in one process,
+where ``s`` is symmetric, a tile above the diagonal serves its rows and its columns. Elsewhere the largest exponent of
+each row is found first and subtracted.
 
 Everything happens in place: at these sizes the page faults of fresh memory cost as much as the exponential, and masks
 of bools are slower than masks of floats.
@@ -46,7 +48,7 @@ class Batch:
 
 @dataclass
 class Factors:
-    """Per anchor, [A] or [N]: the shift of its exponents, w / D and w / |P|, w the weight of its loss in the sum."""
+    """Per anchor, [A] or [N]: the shift of its exponents of 2, w / D and w / |P|, w what its loss weighs."""
 
     shift: Tensor | None
     scale: Tensor
@@ -89,7 +91,7 @@ class _Workspace:
                 self._squares = self._free.pop()
         while len(self._squares) <= number:
             self._squares.append(torch.empty(self.entries, dtype=self._dtype, device=self._device))
-        return self._squares[number][: shape[0] * shape[1]].view(shape)
+        return self._squares[number].as_strided(shape, (shape[1], 1))
 
     def release(self) -> None:
         """What the squares hold is gone."""
@@ -98,7 +100,106 @@ class _Workspace:
         self._squares = []
 
 
-class Walk:
+class _Pairs:
+    """What the pairs of a matrix add to the denominators."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._log_k1 = math.log2(batch.k1) if batch.k1 > 0 else None
+        self._log_k2 = math.log2(batch.k2)
+        self._exponent = 1 / (batch.temperature * math.log(2))  # of exp(1 / tau), to base 2
+
+    def _bias(self, pair: Tensor | None) -> Tensor | float:
+        """The exponent of k2, of the negatives."""
+        return (1 - pair).mul_(self._log_k2) if pair is not None and self._log_k2 else self._log_k2
+
+    def _far(self, near: Tensor, work: Tensor) -> Tensor:
+        """The exponent of k1 exp(-s), in ``work``."""
+        assert self._log_k1 is not None
+        return torch.sub(self._log_k1, near, alpha=self.batch.temperature, out=work)  # type: ignore[call-overload]
+
+    def _terms(
+        self, near: Tensor, pair: Tensor | None, work: Tensor, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Every pair's terms from its exponent: by s / tau, and of the positives by -s, in ``work``.
+
+        Without a shift ``near`` is overwritten.
+        """
+        far = None
+        if pair is not None and self._log_k1 is not None:
+            far = self._far(near, work)
+            if shift is None:
+                far.exp2_().mul_(pair)
+            else:
+                far.sub_(shift).masked_fill_(pair == 0, -math.inf).exp2_()
+        if shift is not None:
+            near = near - shift
+        if self._log_k2:
+            near += self._bias(pair)
+        return near.exp2_(), far
+
+    def _derive(self, near: Tensor, far: Tensor | None) -> Tensor:
+        """tau times the derivative by s of a pair's terms, in place of ``near``."""
+        return near if far is None else near.sub_(far, alpha=self.batch.temperature)
+
+
+class OneTile(_Pairs):
+    """What a :class:`Walk` answers, of a batch of one tile in one process: nothing to slice and nothing to add up.
+
+    Args:
+        batch: the pairs, at most ``TILE`` rows on a CPU; no shift.
+        keep: the tile, for the gradient.
+    """
+
+    def __init__(self, batch: Batch, keep: bool) -> None:
+        super().__init__(batch)
+        self._space, self._keep = _Workspace(batch, TILE), keep
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def release(self) -> None:
+        """Gives the memory to the next batch."""
+        self._kept = None
+        self._space.release()
+
+    def sums(self, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """D, the positives' sum of exponents, and |P|, each [A]."""
+        near, pair, work = self._load()
+        count, attraction = pair.sum(1), torch.mul(near, pair, out=work).sum(1)
+        near, far = self._terms(near, pair, work)
+        near.diagonal().fill_(0.0)
+        denominator = near.sum(1)
+        if far is not None:
+            denominator += far.sum(1)
+        if self._keep:
+            self._kept = self._derive(near, far), pair, work
+        return denominator, attraction, count
+
+    def gradient(self, own: Factors, others: Factors, alike: bool) -> Tensor:
+        """The gradient with respect to the rows, [A, D]; see :meth:`Walk.gradient`."""
+        if self._kept is None:
+            near, pair, work = self._load()
+            weights = self._derive(*self._terms(near, pair, work))
+            weights.diagonal().fill_(0.0)
+        else:
+            weights, pair, work = self._kept
+        weights.mul_(torch.add(own.scale[:, None], own.scale, out=work))
+        weights.addcmul_(pair, own.pull[:, None], value=-2 if alike else -1)
+        if not alike:
+            weights.addcmul_(pair, own.pull, value=-1)
+        rows = self.batch.rows
+        return torch.empty_like(rows).addmm_(weights, rows, beta=0, alpha=1 / self.batch.temperature)
+
+    def _load(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exponents of s / tau, 1 where a pair is positive, and a square to work in."""
+        b, n = self.batch, len(self.batch.rows)
+        near, pair, work = (self._space.square(number, (n, n)) for number in range(3))
+        near.addmm_(b.rows, b.rows.t(), beta=0, alpha=self._exponent)
+        torch.eq(b.row_class[:, None], b.row_class, out=pair)
+        pair.diagonal().fill_(0.0)
+        return near, pair, work
+
+
+class Walk(_Pairs):
     """Sums and gradient over all pairs of a batch, each asked for once.
 
     Args:
@@ -107,7 +208,7 @@ class Walk:
     """
 
     def __init__(self, batch: Batch, keep: bool) -> None:
-        self.batch = batch
+        super().__init__(batch)
         self._side = TILE if batch.rows.device.type == "cpu" else GPU_TILE
         self._symmetric = batch.rows is batch.columns
         self._space = _Workspace(batch, self._side)
@@ -116,8 +217,6 @@ class Walk:
         self._kept: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]] = {}
         self._derived = False  # whether what is kept are derivatives
         self._laid_out: dict[bool, list[_Tile]] = {}
-        self._log_k1 = batch.rows.new_full((), math.log(batch.k1)) if batch.k1 > 0 else None
-        self._log_k2 = math.log(batch.k2)
         self._borders: tuple[list[tuple[float, float]], list[tuple[float, float]]] = [], []
         if batch.ordered:
             self._borders = self._ends(batch.row_class), self._ends(batch.column_class)
@@ -128,7 +227,7 @@ class Walk:
         self._space.release()
 
     def largest(self) -> Tensor:
-        """[A] the largest exponent of each row, -inf where it has none."""
+        """[A] the largest exponent of 2 of each row, -inf where it has none."""
         b = self.batch
         into = b.rows.new_full((len(b.rows),), -math.inf)
         for tile in self._tiles(mirror=False):
@@ -140,14 +239,14 @@ class Walk:
         return into
 
     def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """D with the shift taken out, the positives' sum of s / tau, and |P|, each [A]."""
+        """D with the shift taken out, the positives' sum of exponents, and |P|, each [A]."""
         denominator, attraction, count = self.batch.rows.new_zeros(3, len(self.batch.rows)).unbind()
         for tile in self._tiles(mirror=shift is None):
             near, pair, work = self._load(tile)
             if pair is not None:
                 tile.add(count, pair)
                 tile.add(attraction, torch.mul(near, pair, out=work))
-            near, far = self._terms(tile, near, pair, work, None if shift is None else shift[tile.rows, None])
+            near, far = self._struck(tile, near, pair, work, None if shift is None else shift[tile.rows, None])
             tile.add(denominator, near)
             if far is not None:
                 tile.add(denominator, far)
@@ -170,12 +269,12 @@ class Walk:
             r, c = tile.rows, tile.columns
             if own.shift is None or others.shift is None:
                 if not self._derived:
-                    self._derive(*self._terms(tile, near, pair, work, None))
+                    self._derive(*self._struck(tile, near, pair, work, None))
                 weights = near.mul_(torch.add(own.scale[r, None], others.scale[c], out=work))
             else:
-                weights = self._derive(*self._terms(tile, near, pair, work, own.shift[r, None]))
+                weights = self._derive(*self._struck(tile, near, pair, work, own.shift[r, None]))
                 weights.mul_(own.scale[r, None])
-                theirs = self._derive(*self._terms(tile, near, pair, work, others.shift[c]))
+                theirs = self._derive(*self._struck(tile, near, pair, work, others.shift[c]))
                 weights.addcmul_(theirs, others.scale[c])
             if pair is not None and alike:
                 weights.addcmul_(pair, own.pull[r, None], value=-2)
@@ -211,7 +310,7 @@ class Walk:
         return tiles
 
     def _load(self, tile: _Tile) -> tuple[Tensor, Tensor | None, Tensor]:
-        """s / tau, 1 where a pair is positive (None where no pair of the tile is), and a square to work in.
+        """Exponents of s / tau, 1 where a pair is positive (None where none of the tile is), and a square to work in.
 
         Of a kept tile the first one holds what was last written to it.
         """
@@ -221,7 +320,7 @@ class Walk:
             return self._kept[where]
         shape, number = (rows.stop - rows.start, columns.stop - columns.start), 1 + 2 * len(self._kept)
         work, near, pair = self._space.square(0, shape), self._space.square(number, shape), None
-        near.addmm_(b.rows[rows], b.columns[columns].t(), beta=0, alpha=1 / b.temperature)
+        near.addmm_(b.rows[rows], b.columns[columns].t(), beta=0, alpha=self._exponent)
         if tile.positives:
             pair = self._space.square(number + 1, shape)
             torch.eq(b.row_class[rows, None], b.column_class[columns], out=pair)
@@ -240,35 +339,9 @@ class Walk:
             values.masked_fill_(self.batch.row_index[tile.rows, None] == place, value)
         return values
 
-    def _bias(self, pair: Tensor | None) -> Tensor | float:
-        """log k2 of the negatives."""
-        return (1 - pair).mul_(self._log_k2) if pair is not None and self._log_k2 else self._log_k2
-
-    def _far(self, near: Tensor, work: Tensor) -> Tensor:
-        """log k1 - s, in ``work``."""
-        assert self._log_k1 is not None
-        return torch.add(self._log_k1, near, alpha=-self.batch.temperature, out=work)
-
-    def _terms(
+    def _struck(
         self, tile: _Tile, near: Tensor, pair: Tensor | None, work: Tensor, shift: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Every term of the denominators: by s / tau, and of the positives by -s, in ``work``.
-
-        Without a shift ``near`` is overwritten.
-        """
-        far = None
-        if pair is not None and self._log_k1 is not None:
-            far = self._far(near, work)
-            if shift is None:
-                far.exp_().mul_(pair)
-            else:
-                far.sub_(shift).masked_fill_(pair == 0, -math.inf).exp_()
-        if shift is not None:
-            near = near - shift
-        if self._log_k2:
-            near += self._bias(pair)
-        return self._strike(tile, near.exp_(), 0.0), far
-
-    def _derive(self, near: Tensor, far: Tensor | None) -> Tensor:
-        """tau times the derivative by s of a pair's terms, in place of ``near``."""
-        return near if far is None else near.sub_(far, alpha=self.batch.temperature)
+        """The terms, without that of an anchor with itself."""
+        near, far = self._terms(near, pair, work, shift)
+        return self._strike(tile, near, 0.0), far

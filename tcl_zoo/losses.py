@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._anchors import Anchors
-from ._pairwise import Walk
 from .ranks import ranks
 
 
@@ -40,7 +39,7 @@ class _PerAnchorLoss(torch.autograd.Function):
     ) -> Tensor:
         with _full_precision(embeddings):
             ctx.anchors = Anchors(embeddings, labels, temperature, k1, k2, gather)
-            walk = Walk(ctx.anchors.batch, keep=False)
+            walk = ctx.anchors.walk(keep=False)
             losses = ctx.anchors.losses(walk)
             walk.release()
         ctx.save_for_backward(embeddings, labels)  # which are read again
@@ -51,14 +50,14 @@ class _PerAnchorLoss(torch.autograd.Function):
         _once()
         embeddings, _ = ctx.saved_tensors
         with _full_precision(upstream):
-            walk = Walk(ctx.anchors.batch, keep=False)
+            walk = ctx.anchors.walk(keep=False)
             gradient = ctx.anchors.gradient(walk, upstream)
             walk.release()
         return gradient.to(embeddings.dtype), None, None, None, None, None
 
 
 class _ReducedLoss(torch.autograd.Function):
-    """Sum or mean of everybody's L_i, times the number of processes, and how many L_i there are.
+    """Sum or mean of everybody's L_i, times the number of processes, and how many L_i there are (None on a GPU).
 
     All anchors weigh the same, which forward knows: it computes the gradient while the tiles are in the cache, and
     backward only scales it.
@@ -68,28 +67,27 @@ class _ReducedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool,
         mean: bool, differentiate: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, int | None]:  # fmt: skip
         with _full_precision(embeddings):
             anchors = Anchors(embeddings, labels, temperature, k1, k2, gather)
-            walk = Walk(anchors.batch, keep=differentiate)
+            walk = anchors.walk(keep=differentiate)
             loss = anchors.losses(walk).sum()
             gradient = anchors.gradient(walk, None) if differentiate else None
             walk.release()
-            count, world = anchors.positives.count_nonzero(), ranks()[1] if gather else 1
+            count, world = anchors.count, ranks()[1] if gather else 1
             if world > 1:
-                dist.all_reduce(count)
+                everybody = torch.as_tensor(count, device=loss.device)
+                dist.all_reduce(everybody)
+                count = everybody if isinstance(count, Tensor) else int(everybody)
             weight: Tensor | float = world
-            if mean and count.device.type == "cpu":
-                weight = world / max(int(count), 1)
-            elif mean:
-                weight = world / count.clamp(min=1).to(loss.dtype)
+            if mean:
+                weight /= count.clamp(min=1).to(loss.dtype) if isinstance(count, Tensor) else max(count, 1)
         ctx.save_for_backward(gradient)
         ctx.weight, ctx.dtype = weight, embeddings.dtype
-        ctx.mark_non_differentiable(count)
-        return loss.mul_(weight), count
+        return loss.mul_(weight), None if isinstance(count, Tensor) else count
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
         _once()
         (gradient,) = ctx.saved_tensors
         return (gradient * (upstream * ctx.weight)).to(ctx.dtype), None, None, None, None, None, None, None
@@ -160,8 +158,7 @@ def tuned_contrastive_loss(
     # Several processes ask each other for the gradient: all of them do.
     differentiate = torch.is_grad_enabled() and (embeddings.requires_grad or (gather and ranks()[1] > 1))
     loss, count = _ReducedLoss.apply(*arguments, reduction == "mean", differentiate)
-    # A GPU is not asked: the answer would stall the queue, and the loss is 0 either way.
-    if count.device.type == "cpu" and count == 0:
+    if count == 0:
         warnings.warn("no anchor in the batch has a positive: the loss is 0 and has no gradient", RuntimeWarning, 2)
     return loss
 
