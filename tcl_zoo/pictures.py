@@ -43,9 +43,9 @@ def confusion(counts: Tensor, classes: tuple[str, ...], title: str, path: Path) 
         axes.set_yticks(range(k), classes)
         for i in range(k):
             for j in range(k):
-                if percent[i, j] >= 0.5:
+                if shown := int(percent[i, j] + 0.5):
                     colour = "black" if percent[i, j] > 50 else "white"
-                    axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=10)
+                    axes.text(j, i, str(shown), ha="center", va="center", color=colour, fontsize=10)
     figure.savefig(path)
 
 
