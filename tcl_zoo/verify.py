@@ -130,4 +130,6 @@ def plot_confusion(verification: Verification, path: str | os.PathLike[str]) -> 
     """Writes the confusion matrix as a PNG, in percent of the true class."""
     from .pictures import confusion
 
-    confusion(verification.confusion(), verification.classes, verification.name, Path(path))
+    counts = verification.confusion()
+    title = f"{verification.name}: {int(counts.sum()):,} test images"
+    confusion(counts, verification.classes, title, Path(path))
