@@ -38,9 +38,9 @@ def _run(args: argparse.Namespace) -> int:
         print(f"no name matches {args.pattern!r}; `tcl-zoo list` shows all", file=sys.stderr)
         return WRONG
     width = max(len(name) for name in found)
-    print(f"{'name':<{width}}  thesis   ours  weights")
+    print(f"{'name':<{width}}  thesis    ours  weights")
     for name in found:
         thesis, entry = reported(name), index.entries().get(name)
         ours = entry["results"]["top1"] if entry else None
-        print(f"{name:<{width}}  {_percent(thesis and thesis[0]):>6}  {_percent(ours):>5}  {_where(name)}")
+        print(f"{name:<{width}}  {_percent(thesis and thesis[0]):>6}  {_percent(ours):>6}  {_where(name)}")
     return OK
