@@ -55,7 +55,7 @@ def run(quick: bool = False) -> None:
         z, y = peers.unit_batch(n)
         runs: dict[str, Callable[[], Any]] = {name: _step(loss, z, y) for name, loss in _contestants().items()}
         runs["matrix products alone"] = _floor(z)
-        seconds = alternate(runs, rounds=40 if n <= 1024 else 9 if n <= 4096 else 3)
+        seconds = alternate(runs, rounds=48 if n <= 1024 else 12 if n <= 4096 else 6)
         median = medians(seconds)
         peer = min((name for name in runs if not name.startswith(("tcl_zoo", "matrix"))), key=median.__getitem__)
         best, floor = ratio(seconds, peer, "tcl_zoo"), ratio(seconds, "tcl_zoo", "matrix products alone")

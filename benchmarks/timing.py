@@ -1,13 +1,12 @@
 """Side-by-side timing: the contestants take turns in one run, so that a busy machine slows all of them alike.
 
-Whoever follows one that gave much memory back pays for part of that (0.8 ms after the dense loss of 512 rows): the
-order is another one in every round.
+Whoever follows one that gave much memory back pays for part of that (0.8 ms after the dense loss of 512 rows): over the
+rounds everyone follows everyone else equally often.
 """
 
 from __future__ import annotations
 
 import csv
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def alternate(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Wall seconds of each contestant in every round, in which they come in random order (the same in every run).
+    """Wall seconds of each contestant in every round.
+
+    The orders of the rounds are a Williams design: within twice as many rounds as contestants (as many, where these
+    are even) each comes after each other one equally often.
 
     Args:
         contestants: name to what is timed.
@@ -26,13 +28,14 @@ def alternate(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up
         warm_up: turns that are not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    order, shuffle = list(contestants), random.Random(0).shuffle
-    for turn in range(warm_up + rounds):
-        shuffle(order)
-        for name in order:
+    names = list(contestants)
+    zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(len(names))]  # 0, 1, -1, 2, -2, ...
+    for turn in range(-warm_up, rounds):
+        order = [names[(place + turn) % len(names)] for place in zigzag]
+        for name in order if turn // len(names) % 2 == 0 else reversed(order):
             started = time.perf_counter()
             contestants[name]()
-            if turn >= warm_up:
+            if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

@@ -68,7 +68,8 @@ def _needs_shift(batch: Batch) -> bool:
     columns = batch.columns
     if columns.shape[0] == 0 or columns.device.type != "cpu":
         return columns.shape[0] > 0
-    bound = float(torch.linalg.vector_norm(columns, dim=1).max()) ** 2
+    norm = float(torch.linalg.vector_norm(columns, dim=1).max())
+    bound = norm * norm  # infinite where it is too large; a power would raise
     largest = max(abs(math.log(batch.k1 or 1.0)), abs(math.log(batch.k2)))
     return not bound / batch.temperature + bound + largest < _RANGE
 
@@ -90,12 +91,13 @@ class Anchors:
         self._needs_shift = _needs_shift(self.batch)
 
     def walk(self, keep: bool) -> OneTile | Walk:
-        """A new one.
+        """What sums over the pairs of the batch, once for the losses and once for the gradient.
 
         Args:
-            keep: tiles, where they are few enough, from the losses for the gradient.
+            keep: its tiles, where they are few enough, from the losses for the gradient.
         """
-        one = not self._needs_shift and self._shares is None and len(self.batch.rows) <= TILE
+        rows = self.batch.rows
+        one = rows.device.type == "cpu" and len(rows) <= TILE and self._shares is None and not self._needs_shift
         return OneTile(self.batch, keep) if one else Walk(self.batch, keep)
 
     def losses(self, walk: OneTile | Walk) -> Tensor:
@@ -107,9 +109,11 @@ class Anchors:
             self._shift.masked_fill_(self._shift == -math.inf, 0.0)
         denominator, attraction, positives = walk.sums(self._shift)
         self._scale, self._pull = denominator.reciprocal(), positives.reciprocal()
-        losses = denominator.log_().addcmul_(attraction, self._pull, value=-math.log(2))  # exponents are of 2
+        # To base 2, as the exponents are: where these cancel, a factor before would leave its rounding.
+        losses = denominator.log2().addcmul_(attraction, self._pull, value=-1)
         if self._shift is not None:
-            losses.add_(self._shift, alpha=math.log(2))
+            losses += self._shift
+        losses *= math.log(2)
         count = positives.count_nonzero()
         self.count = int(count) if count.device.type == "cpu" else count  # a GPU is not asked: it would stall
         self._alone = None

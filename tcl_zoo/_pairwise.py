@@ -3,13 +3,14 @@
 The pairs are walked in tiles: once for the denominators, and once more, with the denominators known, for the gradient.
 A tile is a matrix product and an exponential; where some of its pairs have the same label also a mask of those, and a
 second exponential for ``k1 exp(-s)``. On a CPU the rows of a batch of several tiles come sorted by label, so that few
-tiles have such pairs. Batches of up to ``KEEP`` entries keep their tiles from the first walk to the second. A small
-batch is one tile, whose passes take no longer than what leads up to them: ``OneTile`` has the least of that.
+tiles have such pairs. Batches of up to ``KEEP`` entries keep their tiles from the first walk to the second. A batch of
+one tile (up to 512 rows of one process on a CPU, without a shift) goes through ``OneTile``: the same arithmetic without
+the slices and sums of a walk, whose fixed cost shows at that size.
 
-Exponentials are powers of 2, ``exp(s / tau) = 2^(s / (tau ln 2))``: they take half the time of powers of e. Where
-temperature and k1, k2 cannot leave float32's range (the shift is None) they are taken as they are, and in one process,
-where ``s`` is symmetric, a tile above the diagonal serves its rows and its columns. Elsewhere the largest exponent of
-each row is found first and subtracted.
+Exponentials are powers of 2, ``exp(s / tau) = 2^(s / (tau ln 2))``: in float32 they take half the time of powers of e.
+Where temperature and k1, k2 cannot leave float32's range (the shift is None) they are taken as they are, and in one
+process, where ``s`` is symmetric, a tile above the diagonal serves its rows and its columns. Elsewhere the largest
+exponent of each row is found first and subtracted.
 
 Everything happens in place: at these sizes the page faults of fresh memory cost as much as the exponential, and masks
 of bools are slower than masks of floats.
@@ -48,7 +49,7 @@ class Batch:
 
 @dataclass
 class Factors:
-    """Per anchor, [A] or [N]: the shift of its exponents of 2, w / D and w / |P|, w what its loss weighs."""
+    """Per anchor, [A] or [N]: the shift (of exponents to base 2), w / D and w / |P|, w what its loss weighs."""
 
     shift: Tensor | None
     scale: Tensor
@@ -116,6 +117,7 @@ class _Pairs:
     def _far(self, near: Tensor, work: Tensor) -> Tensor:
         """The exponent of k1 exp(-s), in ``work``."""
         assert self._log_k1 is not None
+        # A number and a tensor: not documented, and takes neither a pass nor a tensor for the number.
         return torch.sub(self._log_k1, near, alpha=self.batch.temperature, out=work)  # type: ignore[call-overload]
 
     def _terms(
@@ -141,62 +143,6 @@ class _Pairs:
     def _derive(self, near: Tensor, far: Tensor | None) -> Tensor:
         """tau times the derivative by s of a pair's terms, in place of ``near``."""
         return near if far is None else near.sub_(far, alpha=self.batch.temperature)
-
-
-class OneTile(_Pairs):
-    """What a :class:`Walk` answers, of a batch of one tile in one process: nothing to slice and nothing to add up.
-
-    Args:
-        batch: the pairs, at most ``TILE`` rows on a CPU; no shift.
-        keep: the tile, for the gradient.
-    """
-
-    def __init__(self, batch: Batch, keep: bool) -> None:
-        super().__init__(batch)
-        self._space, self._keep = _Workspace(batch, TILE), keep
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def release(self) -> None:
-        """Gives the memory to the next batch."""
-        self._kept = None
-        self._space.release()
-
-    def sums(self, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """D, the positives' sum of exponents, and |P|, each [A]."""
-        near, pair, work = self._load()
-        count, attraction = pair.sum(1), torch.mul(near, pair, out=work).sum(1)
-        near, far = self._terms(near, pair, work)
-        near.diagonal().fill_(0.0)
-        denominator = near.sum(1)
-        if far is not None:
-            denominator += far.sum(1)
-        if self._keep:
-            self._kept = self._derive(near, far), pair, work
-        return denominator, attraction, count
-
-    def gradient(self, own: Factors, others: Factors, alike: bool) -> Tensor:
-        """The gradient with respect to the rows, [A, D]; see :meth:`Walk.gradient`."""
-        if self._kept is None:
-            near, pair, work = self._load()
-            weights = self._derive(*self._terms(near, pair, work))
-            weights.diagonal().fill_(0.0)
-        else:
-            weights, pair, work = self._kept
-        weights.mul_(torch.add(own.scale[:, None], own.scale, out=work))
-        weights.addcmul_(pair, own.pull[:, None], value=-2 if alike else -1)
-        if not alike:
-            weights.addcmul_(pair, own.pull, value=-1)
-        rows = self.batch.rows
-        return torch.empty_like(rows).addmm_(weights, rows, beta=0, alpha=1 / self.batch.temperature)
-
-    def _load(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The exponents of s / tau, 1 where a pair is positive, and a square to work in."""
-        b, n = self.batch, len(self.batch.rows)
-        near, pair, work = (self._space.square(number, (n, n)) for number in range(3))
-        near.addmm_(b.rows, b.rows.t(), beta=0, alpha=self._exponent)
-        torch.eq(b.row_class[:, None], b.row_class, out=pair)
-        pair.diagonal().fill_(0.0)
-        return near, pair, work
 
 
 class Walk(_Pairs):
@@ -345,3 +291,61 @@ class Walk(_Pairs):
         """The terms, without that of an anchor with itself."""
         near, far = self._terms(near, pair, work, shift)
         return self._strike(tile, near, 0.0), far
+
+
+class OneTile(_Pairs):
+    """What a :class:`Walk` answers, of a batch of one tile in one process: nothing to slice and nothing to add up.
+
+    Args:
+        batch: the pairs, at most ``TILE`` rows on a CPU; no shift.
+        keep: the tile, for the gradient.
+    """
+
+    def __init__(self, batch: Batch, keep: bool) -> None:
+        super().__init__(batch)
+        self._space, self._keep = _Workspace(batch, TILE), keep
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def release(self) -> None:
+        """Gives the memory to the next batch."""
+        self._kept = None
+        self._space.release()
+
+    def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """D, the positives' sum of exponents, and |P|, each [A]; see :meth:`Walk.sums`."""
+        assert shift is None
+        near, pair, work = self._load()
+        count, attraction = pair.sum(1), torch.mul(near, pair, out=work).sum(1)
+        near, far = self._terms(near, pair, work)
+        near.diagonal().fill_(0.0)
+        denominator = near.sum(1)
+        if far is not None:
+            denominator += far.sum(1)
+        if self._keep:
+            self._kept = self._derive(near, far), pair, work
+        return denominator, attraction, count
+
+    def gradient(self, own: Factors, others: Factors, alike: bool) -> Tensor:
+        """The gradient with respect to the rows, [A, D]; see :meth:`Walk.gradient`."""
+        assert others is own, "of one process"
+        if self._kept is None:
+            near, pair, work = self._load()
+            weights = self._derive(*self._terms(near, pair, work))
+            weights.diagonal().fill_(0.0)
+        else:
+            weights, pair, work = self._kept
+        weights.mul_(torch.add(own.scale[:, None], own.scale, out=work))
+        weights.addcmul_(pair, own.pull[:, None], value=-2 if alike else -1)
+        if not alike:
+            weights.addcmul_(pair, own.pull, value=-1)
+        rows = self.batch.rows
+        return torch.empty_like(rows).addmm_(weights, rows, beta=0, alpha=1 / self.batch.temperature)
+
+    def _load(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exponents of s / tau, 1 where a pair is positive, and a square to work in."""
+        b, n = self.batch, len(self.batch.rows)
+        near, pair, work = (self._space.square(number, (n, n)) for number in range(3))
+        near.addmm_(b.rows, b.rows.t(), beta=0, alpha=self._exponent)
+        torch.eq(b.row_class[:, None], b.row_class, out=pair)
+        pair.diagonal().fill_(0.0)
+        return near, pair, work

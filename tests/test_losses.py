@@ -14,9 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import normalize
 
-from tcl_zoo import _pairwise
+from tcl_zoo import _anchors, _pairwise
 from tcl_zoo._pairwise import TILE
 from tcl_zoo.losses import SupConLoss, TCLLoss, tuned_contrastive_loss
 
@@ -127,7 +128,7 @@ def test_equals_loops_for_any_labels_and_weights(labels, shift, tau, k1, k2, see
 @pytest.mark.parametrize("params", [TCL, SUPCON, (0.2, 1.0, 1.5), (0.005, 5000.0, 1.5)])
 @pytest.mark.parametrize(  # sizes that no tile divides, from one class to pairs
     ("n", "classes"),
-    [(129, 10), (255, 1), (515, 257), (TILE + 3, 7), (1200, 2), (1539, 7), (2051, 1025)],
+    [(129, 10), (255, 1), (TILE, 7), (TILE + 3, 7), (TILE + 2, 257), (1200, 2), (1539, 7), (2051, 1025)],
 )
 def test_large_batches(n, classes, params):
     z, labels = make_batch(n, classes, dtype=torch.float32)
@@ -517,23 +518,66 @@ def test_what_comes_from_an_anchor_without_a_positive_does_not_matter():
     assert_close(ours(z, labels, reduction="none", upstream=upstream), expected, 1e-14)
 
 
-def test_backward_after_one_that_was_interrupted(monkeypatch):
-    z, labels = make_batch(1100, 10, dtype=torch.float32)
+@pytest.mark.parametrize("n", [200, 1100])  # one tile, several
+def test_backward_after_one_that_was_interrupted(n, monkeypatch):
+    z, labels = make_batch(n, 10, dtype=torch.float32)
     leaf = z.clone().requires_grad_()
     losses = tuned_contrastive_loss(leaf, labels, reduction="none")
-    load, calls = _pairwise.Walk._load, iter(range(100))
+    derive, calls = _pairwise._Pairs._derive, iter(range(100))
 
-    def interrupted(self, tile):
-        if next(calls) == 4:
+    def interrupted(self, *terms):
+        result = derive(self, *terms)
+        if next(calls) == (3 if n > TILE else 0):
             raise KeyboardInterrupt
-        return load(self, tile)
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(_pairwise.Walk, "_load", interrupted)
+        patch.setattr(_pairwise._Pairs, "_derive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             losses.sum().backward(retain_graph=True)
     losses.sum().backward()
     assert_close([leaf.grad], oracle(z, labels, reduction="sum")[1:], 1e-5)
+
+
+@pytest.mark.parametrize(("tau", "rounding"), [(0.005, 0.0), (0.07, 1e-6)])  # with a shift, without
+def test_what_cancels_leaves_nothing(tau, rounding):
+    """Two rows of a class, alone: the loss is log(exp(s / tau) / exp(s / tau))."""
+    for seed in range(20):
+        z, labels = make_batch(2, 1, seed=seed, dtype=torch.float32)
+        assert abs(tuned_contrastive_loss(z, labels, tau, *SUPCON[1:])) <= rounding
+
+
+def test_rows_too_long_for_a_square_do_not_raise():
+    z = torch.full((4, 1), 1e160, dtype=F64)
+    assert not tuned_contrastive_loss(z, torch.tensor([0, 0, 1, 1])).isfinite()
+
+
+@pytest.mark.parametrize("tau", [0.005, 0.1])
+def test_per_anchor_losses_are_the_callers(tau):
+    """In memory of their own, which he may write to."""
+    z, labels = make_batch(24, 4)
+    losses = tuned_contrastive_loss(z.requires_grad_(), labels, tau, reduction="none")
+    assert losses.untyped_storage().nbytes() == 24 * losses.element_size()
+    losses.mul_(2).sum().backward()
+
+
+@pytest.mark.parametrize("n", [0, 7, 600])
+def test_a_gpu_is_asked_nothing(n, monkeypatch):
+    """Tensors without values, said to be on a GPU: whatever the answer hangs on raises."""
+    monkeypatch.setattr(_pairwise, "GPU_TILE", 256)
+    with FakeTensorMode(), torch.no_grad():
+        z = torch.empty(n, 16, device="cuda", dtype=torch.bfloat16)
+        labels, weight = torch.empty(n, dtype=torch.long, device="cuda"), torch.empty(n, device="cuda")
+        for params in (TCL, SUPCON, (0.2, 1.0, 1.5)):
+            for reduction in ("mean", "none"):
+                assert tuned_contrastive_loss(z, labels, *params, reduction).device.type == "cuda"
+            for weights in (None, weight):
+                anchors = _anchors.Anchors(z, labels, *params, False)
+                walk = anchors.walk(keep=True)
+                anchors.losses(walk)
+                assert anchors.gradient(walk, weights).device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            float(weight.sum())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
