@@ -149,29 +149,31 @@ class Augment:
         if self.name == "none" or not len(images):
             return images.new_empty(0, images.shape[1], self.size, self.size) if not len(images) else images.clone()
         if images.device.type == "cpu" and len(images) > _CHUNK:
-            chunks = [slice(i, i + _CHUNK) for i in range(0, len(images), _CHUNK)]
-            return torch.cat([self.apply(images[c], {k: v[c] for k, v in params.items()}) for c in chunks])
+            views = images.new_empty(len(images), images.shape[1], self.size, self.size)
+            for chunk in (slice(i, i + _CHUNK) for i in range(0, len(images), _CHUNK)):
+                views[chunk] = self.apply(images[chunk], {k: v[chunk] for k, v in params.items()})
+            return views
         move = {key: ops.sent(value, images.device) for key, value in params.items()}
         if self._resized:
             top, left, height, width = (move[k] for k in ("top", "left", "height", "width"))
             views = ops.resized_crop(images, top, left, height, width, self.size)
         else:
             views = ops.crop(images, move["top"], move["left"], self.padding)
-        views = _grouped(views, params["flip"].long() - 1, [lambda x, _: x.flip(3)])
+        samples = _Samples(views)
+        samples.run(params["flip"].long() - 1, [lambda x, _: x.flip(3)])
         if self._policy is not None:
-            views = self._apply_policy(views, params, move["magnitude"])
+            self._apply_policy(samples, params, move["magnitude"])
         if "jitter" in params:
-            views = self._apply_jitter(views, params, move)
+            self._apply_jitter(samples, params, move)
         if "blur" in params:
             size, sigma = self._kernel_size, move["sigma"]
-            blur = [lambda x, i: ops.gaussian_blur(x, sigma[i], size)]
-            views = _grouped(views, params["blur"].long() - 1, blur)
+            samples.run(params["blur"].long() - 1, [lambda x, i: ops.gaussian_blur(x, sigma[i], size)])
         if "solarize" in params:
             solarize = [lambda x, i: ops.solarize(x, torch.full((len(x),), float(_SOLARIZE), device=x.device))]
-            views = _grouped(views, params["solarize"].long() - 1, solarize)
-        return views
+            samples.run(params["solarize"].long() - 1, solarize)
+        return samples.views()
 
-    def _apply_policy(self, views: Tensor, params: dict[str, Tensor], magnitude: Tensor) -> Tensor:
+    def _apply_policy(self, samples: _Samples, params: dict[str, Tensor], magnitude: Tensor) -> None:
         """Both steps of each sample's sub-policy."""
         assert self._policy is not None
         run = self._policy.run
@@ -179,16 +181,15 @@ class Augment:
         operation = operation.masked_fill(~params["apply"], -1)
         for step in (0, 1):
             runs = [partial(_run_at, partial(run, name), magnitude[:, step]) for name in policies.NAMES]
-            views = _grouped(views, operation[:, step], runs)
-        return views
+            samples.run(operation[:, step], runs)
 
     @staticmethod
-    def _apply_jitter(views: Tensor, params: dict[str, Tensor], move: dict[str, Tensor]) -> Tensor:
+    def _apply_jitter(samples: _Samples, params: dict[str, Tensor], move: dict[str, Tensor]) -> None:
         order = _ORDERS.to(params["order"].device)[params["order"]].masked_fill(~params["jitter"][:, None], -1)
         runs = [partial(_run_at, run, move[key]) for key, run in _JITTER]
         for step in range(4):
-            views = _grouped(views, order[:, step], runs)
-        return _grouped(views, params["gray"].long() - 1, [lambda x, _: ops.grayscale(x)])
+            samples.run(order[:, step], runs)
+        samples.run(params["gray"].long() - 1, [lambda x, _: ops.grayscale(x)])
 
 
 def view_groups(
@@ -221,30 +222,46 @@ def _run_at(run: Callable[[Tensor, Tensor], Tensor], value: Tensor, images: Tens
     return run(images, value[index])
 
 
-def _grouped(views: Tensor, operation: Tensor, runs: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
-    """``runs[operation[i]]`` on every sample i, -1 for none.
-
-    Samples are brought into the order of their operation, worked on in parts that stay in a CPU's cache, and brought
-    back. The order is found where the parameters are, on the CPU as a rule: no GPU is waited for.
+class _Samples:
+    """Views on their way through operations, in the order in which the last of these left them.
 
     Args:
         views: uint8 [N, C, H, W].
-        operation: int64 [N].
-        runs: each takes some images and their numbers in the batch.
     """
-    counts = torch.bincount(operation + 1, minlength=len(runs) + 1).tolist()
-    if counts[0] == len(views):
-        return views
-    order = operation.argsort(stable=True)
-    index = ops.sent(order, views.device)
-    ordered = views.index_select(0, index)
-    step = _PART if views.device.type == "cpu" else len(views)
-    first = counts[0]
-    for run, count in zip(runs, counts[1:], strict=True):
-        for start in range(first, first + count, step):
-            part = slice(start, min(start + step, first + count))
-            ordered[part] = run(ordered[part], index[part])
-        first += count
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return ordered.index_select(0, ops.sent(back, views.device))
+
+    def __init__(self, views: Tensor) -> None:
+        self._views = views
+        self._order: Tensor | None = None  # [N] which sample stands where; None: as they came
+
+    def run(self, operation: Tensor, runs: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> None:
+        """``runs[operation[i]]`` on every sample i, -1 for none.
+
+        Samples are brought into the order of their operation and worked on in parts that stay in a CPU's cache. The
+        order is found where the parameters are, on the CPU as a rule: no GPU is waited for.
+
+        Args:
+            operation: int64 [N].
+            runs: each takes some images and their numbers in the batch.
+        """
+        counts = torch.bincount(operation + 1, minlength=len(runs) + 1).tolist()
+        if counts[0] == len(operation):
+            return
+        move = (operation if self._order is None else operation[self._order]).argsort(stable=True)
+        self._order = move if self._order is None else self._order[move]
+        views = self._views = self._views.index_select(0, ops.sent(move, self._views.device))
+        index = ops.sent(self._order, views.device)
+        step = _PART if views.device.type == "cpu" else len(views)
+        first = counts[0]
+        for run, count in zip(runs, counts[1:], strict=True):
+            for start in range(first, first + count, step):
+                part = slice(start, min(start + step, first + count))
+                views[part] = run(views[part], index[part])
+            first += count
+
+    def views(self) -> Tensor:
+        """The views in the order in which they came."""
+        if self._order is None:
+            return self._views
+        back = torch.empty_like(self._order)
+        back[self._order] = torch.arange(len(back), device=back.device)
+        return self._views.index_select(0, ops.sent(back, self._views.device))
