@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._pairwise import TILE, Batch, Factors, OneTile, Walk
+from ._one_tile import OneTile
+from ._pairwise import TILE, Batch, Factors, Walk
 from .ranks import Shares, ranks
 
 # exp(+-_RANGE), and sums of it, are safe in float32 (its exponents end at 88.7).

@@ -4,8 +4,8 @@ The pairs are walked in tiles: once for the denominators, and once more, with th
 A tile is a matrix product and an exponential; where some of its pairs have the same label also a mask of those, and a
 second exponential for ``k1 exp(-s)``. On a CPU the rows of a batch of several tiles come sorted by label, so that few
 tiles have such pairs. Batches of up to ``KEEP`` entries keep their tiles from the first walk to the second. A batch of
-one tile (up to 512 rows of one process on a CPU, without a shift) goes through ``OneTile``: the same arithmetic without
-the slices and sums of a walk, whose fixed cost shows at that size.
+one tile (up to 512 rows of one process on a CPU, without a shift) goes through ``_one_tile.py``: the same arithmetic
+without the slices and sums of a walk, whose fixed cost shows at that size.
 
 Exponentials are powers of 2, ``exp(s / tau) = 2^(s / (tau ln 2))``: in float32 they take half the time of powers of e.
 Where temperature and k1, k2 cannot leave float32's range (the shift is None) they are taken as they are, and in one
@@ -70,7 +70,7 @@ class _Tile:
             into[self.columns].add_(values.sum(0))
 
 
-class _Workspace:
+class Workspace:
     """Memory for tiles. One workspace waits for the next batch: fresh memory is dear (see above)."""
 
     _free: list[list[Tensor]] = []  # noqa: RUF012 (shared on purpose)
@@ -101,7 +101,7 @@ class _Workspace:
         self._squares = []
 
 
-class _Pairs:
+class Pairs:
     """What the pairs of a matrix add to the denominators."""
 
     def __init__(self, batch: Batch) -> None:
@@ -145,7 +145,7 @@ class _Pairs:
         return near if far is None else near.sub_(far, alpha=self.batch.temperature)
 
 
-class Walk(_Pairs):
+class Walk(Pairs):
     """Sums and gradient over all pairs of a batch, each asked for once.
 
     Args:
@@ -157,7 +157,7 @@ class Walk(_Pairs):
         super().__init__(batch)
         self._side = TILE if batch.rows.device.type == "cpu" else GPU_TILE
         self._symmetric = batch.rows is batch.columns
-        self._space = _Workspace(batch, self._side)
+        self._space = Workspace(batch, self._side)
         tiles = math.ceil(len(batch.rows) / self._side) * math.ceil(len(batch.columns) / self._side)
         self._keep = keep and tiles * self._space.entries <= KEEP
         self._kept: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]] = {}
@@ -291,61 +291,3 @@ class Walk(_Pairs):
         """The terms, without that of an anchor with itself."""
         near, far = self._terms(near, pair, work, shift)
         return self._strike(tile, near, 0.0), far
-
-
-class OneTile(_Pairs):
-    """What a :class:`Walk` answers, of a batch of one tile in one process: nothing to slice and nothing to add up.
-
-    Args:
-        batch: the pairs, at most ``TILE`` rows on a CPU; no shift.
-        keep: the tile, for the gradient.
-    """
-
-    def __init__(self, batch: Batch, keep: bool) -> None:
-        super().__init__(batch)
-        self._space, self._keep = _Workspace(batch, TILE), keep
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def release(self) -> None:
-        """Gives the memory to the next batch."""
-        self._kept = None
-        self._space.release()
-
-    def sums(self, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """D, the positives' sum of exponents, and |P|, each [A]; see :meth:`Walk.sums`."""
-        assert shift is None
-        near, pair, work = self._load()
-        count, attraction = pair.sum(1), torch.mul(near, pair, out=work).sum(1)
-        near, far = self._terms(near, pair, work)
-        near.diagonal().fill_(0.0)
-        denominator = near.sum(1)
-        if far is not None:
-            denominator += far.sum(1)
-        if self._keep:
-            self._kept = self._derive(near, far), pair, work
-        return denominator, attraction, count
-
-    def gradient(self, own: Factors, others: Factors, alike: bool) -> Tensor:
-        """The gradient with respect to the rows, [A, D]; see :meth:`Walk.gradient`."""
-        assert others is own, "of one process"
-        if self._kept is None:
-            near, pair, work = self._load()
-            weights = self._derive(*self._terms(near, pair, work))
-            weights.diagonal().fill_(0.0)
-        else:
-            weights, pair, work = self._kept
-        weights.mul_(torch.add(own.scale[:, None], own.scale, out=work))
-        weights.addcmul_(pair, own.pull[:, None], value=-2 if alike else -1)
-        if not alike:
-            weights.addcmul_(pair, own.pull, value=-1)
-        rows = self.batch.rows
-        return torch.empty_like(rows).addmm_(weights, rows, beta=0, alpha=1 / self.batch.temperature)
-
-    def _load(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The exponents of s / tau, 1 where a pair is positive, and a square to work in."""
-        b, n = self.batch, len(self.batch.rows)
-        near, pair, work = (self._space.square(number, (n, n)) for number in range(3))
-        near.addmm_(b.rows, b.rows.t(), beta=0, alpha=self._exponent)
-        torch.eq(b.row_class[:, None], b.row_class, out=pair)
-        pair.diagonal().fill_(0.0)
-        return near, pair, work

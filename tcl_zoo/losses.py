@@ -1,7 +1,8 @@
 """Tuned contrastive loss and supervised contrastive loss, exact, in memory linear in the batch.
 
 SupCon (eq. 3.2) is TCL (eq. 4.2-4.4) at ``k1 = 0, k2 = 1``: one implementation serves both (SPEC section 1).
-What an anchor's loss is made of stands in ``_anchors.py``, the walk over the pairs in ``_pairwise.py``.
+What an anchor's loss is made of stands in ``_anchors.py``, the walk over the pairs in ``_pairwise.py``, small batches'
+short cut in ``_one_tile.py``.
 """
 
 from __future__ import annotations

@@ -486,7 +486,7 @@ def test_a_validation_loss_in_inference_mode_between_training_steps(reduction):
         return ours(z, labels, reduction=reduction, upstream=random_upstream(z) if reduction == "none" else None)
 
     expected = step()
-    _pairwise._Workspace._free.clear()  # so that inference finds no memory of an earlier step
+    _pairwise.Workspace._free.clear()  # so that inference finds no memory of an earlier step
     with torch.inference_mode():
         value = tuned_contrastive_loss(z.clone(), labels, reduction=reduction)
     assert torch.equal(value, expected[0])
@@ -523,7 +523,7 @@ def test_backward_after_one_that_was_interrupted(n, monkeypatch):
     z, labels = make_batch(n, 10, dtype=torch.float32)
     leaf = z.clone().requires_grad_()
     losses = tuned_contrastive_loss(leaf, labels, reduction="none")
-    derive, calls = _pairwise._Pairs._derive, iter(range(100))
+    derive, calls = _pairwise.Pairs._derive, iter(range(100))
 
     def interrupted(self, *terms):
         result = derive(self, *terms)
@@ -532,7 +532,7 @@ def test_backward_after_one_that_was_interrupted(n, monkeypatch):
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(_pairwise._Pairs, "_derive", interrupted)
+        patch.setattr(_pairwise.Pairs, "_derive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             losses.sum().backward(retain_graph=True)
     losses.sum().backward()
