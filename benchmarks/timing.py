@@ -1,7 +1,7 @@
 """Side-by-side timing: the contestants take turns in one run, so that a busy machine slows all of them alike.
 
-Whoever follows one that gave much memory back pays for part of that (0.8 ms after the dense loss of 512 rows): over the
-rounds everyone follows everyone else equally often.
+Whoever follows one that gave much memory back pays for part of that: over the rounds everyone follows everyone else
+equally often.
 """
 
 from __future__ import annotations
