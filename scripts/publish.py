@@ -29,6 +29,9 @@ def _parser() -> Parser:
     parser.add_argument("--run-dir", metavar="DIR", help="build the release of this finished run of scripts/train.py")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
     parser.add_argument("--note", default="", metavar="TEXT", help="--run-dir: what readers of the card should know")
+    parser.add_argument(
+        "--altered", metavar="NPZ", help="`test`: indices of test images that are not the official ones; for the card"
+    )
     parser.add_argument("--out", type=Path, default=index.MODEL_CARDS, metavar="DIR",
                         help="where release folders live (default: model_cards of this checkout)")  # fmt: skip
     parser.add_argument("--no-index", action="store_true", help="neither read nor write tcl_zoo/index.json")
@@ -53,7 +56,10 @@ def _check_use(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--repo-id is for one release; --org ORG for ORG/NAME of each")
     if args.transfer and not args.name:
         parser.error("--transfer goes with the NAME of a release")
-    if (args.name or args.all) and not (args.repo_id or args.org or args.dry_run or args.transfer):
+    if args.altered and not (args.name or args.run_dir):
+        parser.error("--altered goes with the NAME of a release, or with --run-dir")
+    entered = args.transfer or args.altered
+    if (args.name or args.all) and not (args.repo_id or args.org or args.dry_run or entered):
         parser.error("where to? --repo-id ORG/NAME or --org ORG")
     if args.repo_id and args.repo_id.count("/") != 1:
         parser.error(f"--repo-id takes ORG/NAME, got {args.repo_id!r}")
@@ -67,21 +73,27 @@ def main() -> int:
     args = parser.parse_args()
     _check_use(parser, args)
 
+    from tcl_zoo.amend import add_altered, add_transfer
     from tcl_zoo.publish import ReleaseCheckError, preview, publish
-    from tcl_zoo.release import add_transfer, release, update_index
+    from tcl_zoo.release import release, update_index
 
     out, indexed = args.out, not args.no_index
     names = [args.name] if args.name else list(index.entries()) if args.all else []
     if args.name and not (out / args.name).is_dir():
         parser.error(f"{out / args.name} is no release folder")
+    entered = bool(args.run_dir or args.transfer or args.altered)
     if args.run_dir:
         folder = release(args.run_dir, out, args.data_dir, note=args.note)
         print(f"released {folder}")
-        names = [folder.name] if args.repo_id or args.org or args.dry_run else []
+        names = [folder.name]
+    if args.altered:
+        n = add_altered(out / names[0], args.altered, args.data_dir)
+        print(f"{names[0]}: {n:,} test images are the official ones; verify compares on them there")
     if args.transfer:
         print(f"{args.name}: {add_transfer(out / args.name, args.transfer)} settings entered into the card")
-        names = [args.name] if args.repo_id or args.org or args.dry_run else []
-    if indexed and (args.run_dir or args.cards or args.transfer):
+    if entered and not (args.repo_id or args.org or args.dry_run):
+        names = []
+    if indexed and (entered or args.cards):
         print(f"the index has {len(update_index(out, cards=args.cards))} names")
     try:
         for name in names:

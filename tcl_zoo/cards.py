@@ -127,7 +127,8 @@ def card(
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
     transfer = transfer_section(facts.get("transfer"), recipe["dataset"])
-    note = f"{facts['note']}\n\n" if facts.get("note") else ""
+    note = " ".join(filter(None, (facts.get("note"), _altered(facts))))
+    note += "\n\n" * bool(note)
     text = f"""
 # {name}
 
@@ -202,6 +203,15 @@ def _results(config: dict[str, Any]) -> str:
     for key, value in results.get("knn", {}).items():
         lines.append(f"| its features, no training | {value:.2f} | {results['n']:,} | 1 | | weighted {key[3:]}-NN |")
     return "\n".join(lines)
+
+
+def _altered(facts: dict[str, Any]) -> str:
+    """What ``verify`` compares on the official files, where the card's copy has some test images otherwise."""
+    if "altered" not in facts:
+        return ""
+    n, hits = facts["altered"]["n"], facts["altered"]["hits"]
+    top1 = f"{100 * hits / n:.2f} %"
+    return f"On the official files `verify` compares on the {n:,} test images that are the same: {top1}."
 
 
 def interval(percent: float, n: int) -> tuple[float, float]:

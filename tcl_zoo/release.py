@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ import torch
 from . import index
 from .cards import card, zoo_table
 from .datasets import load
-from .errors import DataError, TrainingError, WeightsError
+from .errors import TrainingError, WeightsError
 from .evaluate import load_run
 from .features import features, predict
 from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
 from .runs import Run, read_recipe_file, write_atomically, write_json
-from .transfer import read_csv, summarise
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -190,33 +188,6 @@ def render_card(folder: Path, repo_id: str | None = None) -> str:
         raise WeightsError(f"{folder / CONFIG_FILE} lacks what a card says: {error!r}; release the run again") from None
 
 
-def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
-    """Enters low-label and transfer results into a release's ``config.json`` and writes its card again.
-
-    Args:
-        folder: the release folder.
-        table: what ``tcl-zoo probe --csv`` wrote; the lines of this release's name are taken, older ones dropped.
-
-    Returns:
-        The number of settings.
-
-    Raises:
-        DataError: no such table, or nothing in it on this release.
-    """
-    config = read_config(folder)
-    name = config["tcl_zoo"]["name"]
-    found = [asdict(line) for line in summarise(read_csv(table)) if line.model == name]
-    if not found:
-        raise DataError(f"{table} has nothing on {name}; measure it: tcl-zoo probe {name} --dataset ... --csv {table}")
-    for line in found:
-        del line["model"]
-        line |= {"mean": round(line["mean"], 3), "std": round(line["std"], 3)}
-    config["tcl_zoo"]["transfer"] = found
-    write_json(folder / CONFIG_FILE, config)
-    write_card(folder)
-    return len(found)
-
-
 def update_index(
     model_cards: str | os.PathLike[str] = index.MODEL_CARDS, *, cards: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -247,7 +218,7 @@ def update_index(
         entry |= {key: published.get(key) if same else None for key in ("repo_id", "revision")}
         entries[name] = entry
         if cards:
-            write_card(folders[name], published.get("repo_id"))
+            write_card(folders[name], entry["repo_id"])
     entries = dict(sorted(entries.items()))
     _write_index(entries)
     if configs:

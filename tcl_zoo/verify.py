@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,48 @@ from .downstream import fit, load_known
 from .errors import WeightsError
 from .features import predict
 from .models import create_model
+from .splits import FolderSplit, Split, subset
 from .weights import locate
 
 # Of 10,000 images: another device rounds a logit otherwise and a tie falls the other way.
 TOLERANCE_IMAGES = 2
 TOLERANCE_GOLDEN = 1e-3
+
+
+@dataclass(frozen=True)
+class Altered:
+    """What a card says of test images that its copy of the data set has otherwise than everybody else's.
+
+    Attributes:
+        images: their indices; at most one in a hundred.
+        fingerprint: of the other test images.
+        n: how many others there are.
+        hits: how many of these the released weights have right.
+    """
+
+    images: list[int]
+    fingerprint: str
+    n: int
+    hits: int
+
+    def __post_init__(self) -> None:
+        known = sorted(set(self.images)) == self.images and all(type(i) is int and i >= 0 for i in self.images)
+        if not known or not 0 < len(self.images) <= self.n / 99 or not 0 <= self.hits <= self.n:
+            raise ValueError("altered images that are none, or too many of them")
+
+    def others(self, test: Split | FolderSplit) -> Split | FolderSplit | None:
+        """The other images of a test split, where they are the card's."""
+        if len(test) != self.n + len(self.images) or self.images[-1] >= len(test):
+            return None
+        part = subset(test, without(len(test), self.images))
+        return part if part.fingerprint() == self.fingerprint else None
+
+
+def without(n: int, indices: Sequence[int]) -> Tensor:
+    """The indices [n - len(indices)] below ``n`` that are not among those given."""
+    kept = torch.ones(n, dtype=torch.bool)
+    kept[torch.as_tensor(indices, dtype=torch.int64)] = False
+    return kept.nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -29,8 +67,10 @@ class Verification:
         name: the verified name.
         reported: top-1 in percent on the card.
         measured: top-1 in percent, just now.
-        n: test images.
+        n: test images that were measured.
         hits: how many of them are right.
+        left_out: test images that were not measured, as the card's copy of the data set has them otherwise; the
+            reported top-1 is that of the others, too.
         same_data: whether the test images are those of the card, by fingerprint. Other images are measured but
             neither confirm nor refute its top-1.
         golden: largest difference between the logits of the four golden inputs and the card's.
@@ -44,6 +84,7 @@ class Verification:
     measured: float
     n: int
     hits: int
+    left_out: int
     same_data: bool
     golden: float
     ok: bool
@@ -108,21 +149,24 @@ def verify(
     try:
         dataset, reported = facts["recipe"]["dataset"], float(facts["results"]["top1"])
         fingerprint, golden = facts["fingerprints"]["test"], torch.tensor(facts["golden"]["logits"])
+        altered = Altered(**facts["altered"]) if "altered" in facts else None
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise WeightsError(f"{release.folder}/config.json lacks what verify compares: {error}") from None
     model = create_model(name, True, None, weights_dir, revision, cache_dir, sha256)
     ours = golden_output(model, release.config["pretrained_cfg"])
     difference = float((ours - golden).abs().max()) if ours.shape == golden.shape else float("inf")
     test = fit(load_known(dataset, data_dir, "test", download), release.config["pretrained_cfg"])
+    same, left_out = test.fingerprint() == fingerprint, 0
+    if not same and altered and (others := altered.others(test)):
+        test, same, left_out, reported = others, True, len(altered.images), 100 * altered.hits / altered.n
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictions = predict(model.to(device), test).argmax(1)
     labels = test.labels.cpu()
     hits, n = int((predictions == labels).sum()), len(labels)
-    same = test.fingerprint() == fingerprint
     close = abs(hits - reported / 100 * n) <= max(1.0, TOLERANCE_IMAGES * n / 10_000) + 1e-6
     ok = difference <= TOLERANCE_GOLDEN and close and same
     return Verification(
-        name, reported, 100 * hits / n, n, hits, same, difference, ok, predictions, labels, test.classes
+        name, reported, 100 * hits / n, n, hits, left_out, same, difference, ok, predictions, labels, test.classes
     )  # fmt: skip
 
 

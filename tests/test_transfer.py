@@ -180,7 +180,7 @@ def test_way_into_a_card(released, tmp_path):
     import json
     import shutil
 
-    from tcl_zoo.release import add_transfer
+    from tcl_zoo.amend import add_transfer
 
     shutil.copytree(released / "tcl_resnet20_digits.e1", tmp_path / "x")
     name = "tcl_resnet20_digits.e1"

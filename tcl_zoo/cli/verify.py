@@ -29,6 +29,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{v.name}")
     print(f"  reported  {v.reported:6.2f} %")
     print(f"  measured  {v.measured:6.2f} %  ({v.hits:,} of {v.n:,} test images)")
+    if v.left_out:
+        print(f"  both without {v.left_out:,} images that the card's copy of the data has otherwise")
     print(f"  golden output differs by {v.golden:.1e} at most")
     if args.per_class:
         width = max(len(name) for name in v.classes)

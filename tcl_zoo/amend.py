@@ -1,0 +1,87 @@
+"""What is entered into a release after it was made: results on other data, test images that differ."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .datasets import load
+from .errors import DataError, WeightsError
+from .release import write_card
+from .runs import write_json
+from .splits import subset
+from .transfer import read_csv, summarise
+from .verify import Altered, verify, without
+from .weights import CONFIG_FILE, read_config
+
+
+def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
+    """Enters low-label and transfer results into a release's ``config.json`` and writes its card again.
+
+    Args:
+        folder: the release folder.
+        table: what ``tcl-zoo probe --csv`` wrote; the lines of this release's name are taken, older ones dropped.
+
+    Returns:
+        The number of settings.
+
+    Raises:
+        DataError: no such table, or nothing in it on this release.
+    """
+    config = read_config(folder)
+    name = config["tcl_zoo"]["name"]
+    found = [asdict(line) for line in summarise(read_csv(table)) if line.model == name]
+    if not found:
+        raise DataError(f"{table} has nothing on {name}; measure it: tcl-zoo probe {name} --dataset ... --csv {table}")
+    for line in found:
+        del line["model"]
+        line |= {"mean": round(line["mean"], 3), "std": round(line["std"], 3)}
+    config["tcl_zoo"]["transfer"] = found
+    write_json(folder / CONFIG_FILE, config)
+    write_card(folder)
+    return len(found)
+
+
+def add_altered(
+    folder: Path,
+    table: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+) -> int:
+    """Enters which test images are not those of the official files, so that ``verify`` compares on the others there.
+
+    Args:
+        folder: the release folder.
+        table: ``.npz`` with their indices in ``test`` [n].
+        data_dir: where the copy of the data set is on which the release was measured.
+        device: where to compute; a GPU where there is one.
+
+    Returns:
+        The number of test images that are the official ones.
+
+    Raises:
+        DataError: no such table, or indices that are none, or of more than one image in a hundred.
+        WeightsError: the test images here are not those of the card.
+    """
+    checked = verify(read_config(folder)["tcl_zoo"]["name"], data_dir, weights_dir=folder, device=device)
+    if not checked.ok or checked.left_out:
+        raise WeightsError(f"{folder} does not verify on the test images in {data_dir}, so nothing is said of them")
+    config = read_config(folder)
+    facts = config["tcl_zoo"]
+    try:
+        with np.load(table) as arrays:
+            images = sorted({int(i) for i in arrays["test"]})
+        test = load(facts["recipe"]["dataset"], data_dir, "test")
+        kept = without(len(test), images)
+        hits = int((checked.predictions == checked.labels)[kept].sum())
+        altered = Altered(images, subset(test, kept).fingerprint(), len(kept), hits)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{table} names no altered test images: {error}") from None
+    facts["altered"] = asdict(altered)
+    write_json(folder / CONFIG_FILE, config)
+    write_card(folder)
+    return altered.n
