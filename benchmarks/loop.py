@@ -111,12 +111,13 @@ def epoch(
     seconds = run_steps(steps) / steps
     # Counted on a step of its own that is neither replayed nor compiled: the counter sees what torch dispatches.
     plain = made_up(name, trainer.recipe.batch_images, device, precision)
+    views, labels = next(plain.batches.epoch(0))
     with FlopCounterMode(display=False) as counter:
-        plain.backward(*next(plain.batches.epoch(0)))
-    flops, views = counter.get_total_flops(), trainer.recipe.batch_views
+        plain.backward(views, labels)
+    flops, n_views = counter.get_total_flops(), trainer.recipe.batch_views
     epoch_seconds = seconds * (50_000 // trainer.recipe.batch_images)
-    print(f"{name}, {device}, {precision}: {1e3 * seconds:.1f} ms per step of {views} views,")
-    print(f"  {epoch_seconds:.1f} s per epoch of 50,000 images, {views / seconds:,.0f} views/s, ", end="")
+    print(f"{name}, {device}, {precision}: {1e3 * seconds:.1f} ms per step of {n_views} views,")
+    print(f"  {epoch_seconds:.1f} s per epoch of 50,000 images, {n_views / seconds:,.0f} views/s, ", end="")
     print(f"{flops / seconds / 1e12:.2f} TFLOP/s", end="")
     print(f", {100 * flops / seconds / 1e12 / peak_tflops:.0f} % of {peak_tflops:g}" if peak_tflops else "")
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])

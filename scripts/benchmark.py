@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tcl_zoo.cli import OK, Parser, guarded
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for benchmarks/, which is not part of the package
+
+from tcl_zoo.cli import OK, Parser, guarded
 
 SUITES = ("loss", "augment", "loop", "analysis", "probe", "startup", "processes", "ssl")
 

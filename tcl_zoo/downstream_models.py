@@ -47,7 +47,7 @@ def open_model(
     if known:
         try:
             return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # a TypeError: an argument that this model has not
             raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
     return create_model(name, pretrained, **timm_kwargs)
 
@@ -60,9 +60,9 @@ def brings_weights(name: str) -> bool:
 
 
 def run_folder(name: str) -> Path | None:
-    """The finished run folder of this path, or None; a released name is no path."""
+    """The finished run folder of this path, or None; a model's name is no path."""
     place = expanded(name, WeightsError)
-    return place if name not in index.entries() and (place / "encoder.safetensors").is_file() else None
+    return place if not index.is_model_name(name) and (place / "encoder.safetensors").is_file() else None
 
 
 def own_name(name: str) -> str:

@@ -118,8 +118,10 @@ def predict(
     split: Split | FolderSplit,
     normalise: Normaliser | None = None,
     device: torch.device | str | None = None,
+    workers: int = 2,
 ) -> Tensor:
-    """Logits [N, classes] of the model's own classifier, on the CPU."""
+    """Logits [N, classes] of the model's own classifier, on the CPU; arguments as of :func:`features`."""
     device = device or next(model.parameters()).device
     with frozen(model):
-        return extract(model, split, normalise or normaliser(model, device), device, desc="test images").cpu()
+        prepare = normalise or normaliser(model, device)
+        return extract(model, split, prepare, device, workers=workers, desc="test images").cpu()

@@ -21,7 +21,9 @@ from .recipes import DATA, ENCODERS
 
 ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
 MAX_WEIGHTS_BYTES = 1_000_000_000  # ResNet-101 in float32 has 0.17
-_MAX_CLASSES, _MAX_SIDE = 25_000, 512
+_MAX_CLASSES = 25_000
+MAX_SIDE, _MAX_FETCHED_SIDE = 2048, 512  # pixels of a fine-tuned model's input, and of one from elsewhere
+POOLS = ("avg", "max", "token", "map", "avgmax", "catavgmax", "")  # of a fine-tuned model
 _MODEL_ARGS = {"in_chans", "num_classes", "img_size"}
 # What a configuration may say of its weights. timm's other keys name places to load from (source, file, url,
 # hf_hub_id ...) and would lead past the file that was checked.
@@ -141,7 +143,7 @@ def complaint(config: Any, fetched: bool = False) -> str:
         return "has an in_chans or num_classes that no release has"
     if len(config["pretrained_cfg"].get("label_names", range(classes))) != classes:
         return f"has other label_names than {classes}"
-    pools = ("avg", "max", "token", "map", "avgmax", "catavgmax", "") if own else ("avg",)
+    pools = POOLS if own else ("avg",)
     if not _number(config.get("num_features", 1), 1, 10_000) or config.get("global_pool", "avg") not in pools:
         return "has a num_features or global_pool that no release has"
     if not SHA256.fullmatch(facts["sha256"]) or not 0 < facts["bytes"] <= MAX_WEIGHTS_BYTES:
@@ -170,11 +172,11 @@ def cfg_complaint(cfg: dict[str, Any], own: bool = False) -> str:
         return f"lacks {missing}"
     if foreign := set(cfg) - PRETRAINED_KEYS:
         return f"has pretrained_cfg keys this zoo does not use: {short(', '.join(sorted(foreign)))}"
-    size = cfg["input_size"]
+    size, most = cfg["input_size"], MAX_SIDE if own else _MAX_FETCHED_SIDE
     for key in {"input_size", "min_input_size"} & set(cfg):
-        if not _all(cfg[key], 3, lambda n: type(n) is int and 1 <= n <= _MAX_SIDE):
+        if not _all(cfg[key], 3, lambda n: type(n) is int and 1 <= n <= most):
             return f"has the {key} {short(cfg[key])}"
-    if not _all(cfg.get("pool_size", [1, 1]), 2, lambda n: type(n) is int and 1 <= n <= _MAX_SIDE):
+    if not _all(cfg.get("pool_size", [1, 1]), 2, lambda n: type(n) is int and 1 <= n <= most):
         return f"has the pool_size {short(cfg['pool_size'])}"
     for key, least in (("mean", -1e3), ("std", 1e-6)):
         if not _all(cfg[key], size[0], lambda x, low=least: _number(x, low, 1e3)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .datasets import FolderSplit, Split
-from .features import Normaliser, features, frozen, pooled
+from .features import Normaliser, features, frozen, normaliser, pooled
 from .progress import progress
 from .recipes import Recipe
 
@@ -90,13 +90,18 @@ def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0,
 
 
 def _fit_thesis(
-    model: nn.Module, train: Split | FolderSplit, recipe: Recipe, device: torch.device | str, workers: int
+    model: nn.Module,
+    train: Split | FolderSplit,
+    recipe: Recipe,
+    normalise: Normaliser,
+    device: torch.device | str,
+    workers: int,
 ) -> nn.Linear:
     """SPEC section 3: SGD on augmented views of the frozen encoder, 50 epochs, cosine from lr 0.5."""
     augmentation = recipe.probe_augmentation or recipe.augmentation
     batches = Batches(
         train, recipe.dataset, augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device,
-        workers=workers,
+        workers=workers, normalise=normalise,
     )  # fmt: skip
     forward = pooled(model)
     with torch.random.fork_rng(devices=[]):
@@ -167,7 +172,7 @@ def linear_probe(
         if recipe is None:
             raise ValueError("the thesis protocol needs the recipe whose augmentation and schedule it follows")
         with frozen(model):
-            classifier = _fit_thesis(model, train, recipe, device, workers)
+            classifier = _fit_thesis(model, train, recipe, normalise or normaliser(model, device), device, workers)
     outputs = extracted[1] if extracted else features(model, test, normalise, device, "test features", workers)
     predictions = classifier(outputs).argmax(1).cpu()
     return _result(predictions, test, protocol, classifier, started)

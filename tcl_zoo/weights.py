@@ -111,13 +111,13 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
 def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
     """A release folder's path, or that of the run folder of a fine-tuning, as name and ``weights_dir``; all else as is.
 
-    A released name is one, whatever lies in the current folder.
+    A model's name is one, whatever lies in the current folder; ``./NAME`` is a path.
 
     Raises:
         WeightsError: its ``config.json`` is not one of a release.
     """
     place = expanded(name, WeightsError)
-    for folder in (place, place / "release") if weights_dir is None and name not in index.entries() else ():
+    for folder in (place, place / "release") if weights_dir is None and not index.is_model_name(name) else ():
         if (folder / CONFIG_FILE).is_file():
             return str(read_config(folder)["tcl_zoo"]["name"]), folder
     return name, weights_dir

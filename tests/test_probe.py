@@ -11,8 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 import tcl_zoo
+from tcl_zoo import cli
 from tcl_zoo.datasets import Split, load
-from tcl_zoo.features import features, predict
+from tcl_zoo.features import features, normaliser, predict
 from tcl_zoo.models import pretrained_cfg
 from tcl_zoo.probe import fit_linear, knn_probe, linear_probe
 from tcl_zoo.recipes import override, recipe
@@ -122,3 +123,31 @@ def test_figures_are_of_float32_on_any_device():
     with frozen(torch.nn.Identity()):
         assert not cudnn.allow_tf32 and cudnn.enabled and not torch.backends.cuda.matmul.allow_tf32
     assert (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark) == before
+
+
+def test_thesis_protocol_prepares_images_as_the_measurement_does(released, splits):
+    """By ``normalise``, or by the model's own configuration; not by the data set's mean and deviation."""
+    plan = override(recipe("tcl_resnet20_digits"), ["probe_epochs=1"])
+    model = tcl_zoo.create_model("tcl_resnet20_digits.e1", pretrained=True, weights_dir=released)
+    seen: list[int] = []
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return normaliser(model)(images)
+
+    given = linear_probe(model, *splits, protocol="thesis", recipe=plan, normalise=prepare, device="cpu")
+    assert sum(seen) > len(splits[0]) // 2 + len(splits[1])
+    own = linear_probe(model, *splits, protocol="thesis", recipe=plan, device="cpu")
+    assert torch.equal(given.predictions, own.predictions)
+
+
+def test_command_computes_features_once(released, monkeypatch, capsys):
+    import tcl_zoo.features as rooms
+
+    calls, real = [], rooms.extract
+    monkeypatch.setattr(rooms, "extract", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    args = ["--weights-dir", str(released), "--knn", "5", "20", "--device", "cpu"]
+    assert cli.main(["probe", "tcl_resnet20_digits.e1", *args]) == 0
+    out = capsys.readouterr().out
+    assert len(calls) == 2
+    assert all(word in out for word in ("features", "linear, cached", "knn5", "knn20"))

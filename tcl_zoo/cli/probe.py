@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from .. import index
@@ -101,6 +102,7 @@ def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     from ..downstream import fit, load_known
     from ..downstream_models import open_model, resized
     from ..errors import DataError
+    from ..features import features
     from ..probe import knn_probe, linear_probe
 
     model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
@@ -113,10 +115,23 @@ def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     chosen = recipe(name) if _is_recipe(name) and recipe(name).dataset == dataset else None
     if args.protocol == "thesis" and chosen is None:
         raise DataError("--protocol thesis follows a recipe: it goes with a model of this zoo on its own data set")
-    results = [linear_probe(model, train, test, protocol=args.protocol, C=args.C, recipe=chosen, device=device)]
+    started, extracted = time.monotonic(), None
+    if args.protocol == "cached" or args.knn:
+        extracted = (
+            features(model, train, device=device, desc="train features"),
+            features(model, test, device=device, desc="test features"),
+        )
+    took = time.monotonic() - started
+    results = [
+        linear_probe(
+            model, train, test, protocol=args.protocol, C=args.C, recipe=chosen, device=device, extracted=extracted
+        )
+    ]
     if args.knn:
-        results += knn_probe(model, train, test, k=args.knn, device=device)
+        results += knn_probe(model, train, test, k=args.knn, device=device, extracted=extracted)
     print(f"{name} on {dataset}: top-1 of {len(test):,} test images")
+    if extracted:
+        print(f"  {'features':<16} {'':6}     {took:6.1f} s")
     for result in results:
         label = result.protocol if result.classifier is None else f"linear, {result.protocol}"
         print(f"  {label:<16} {result.top1:6.2f} %   {result.seconds:6.1f} s")

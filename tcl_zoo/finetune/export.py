@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from torch import nn
 
 from ..downstream import Data
 from ..downstream_models import own_name, run_folder
+from ..errors import TrainingError
 from ..features import predict
 from ..index import entries, name_of
-from ..outside import PRETRAINED_KEYS
+from ..models import create_model
+from ..outside import MAX_WEIGHTS_BYTES, POOLS, PRETRAINED_KEYS, cfg_complaint
 from ..pictures import confusion, training_curve
 from ..release import HALF_ABOVE, cast, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
-from ..verify import golden_output
+from ..verify import TOLERANCE_GOLDEN, golden_output
 from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, by_path, locate
 from .plan import Plan
 
@@ -63,6 +67,7 @@ def export(
     parent: dict[str, Any],
     facts: dict[str, Any],
     metrics: list[dict[str, Any]],
+    workers: int = 2,
 ) -> dict[str, Any]:
     """Writes the release folder; what is reported is measured here, on the weights as they are written.
 
@@ -74,9 +79,13 @@ def export(
         parent: what :func:`parent_facts` said.
         facts: ``environment``, ``seconds`` and ``best`` (the measurement that was kept).
         metrics: lines of ``metrics.jsonl``.
+        workers: DataLoader workers of streamed images.
 
     Returns:
         The results of the release: ``top1``, ``n``, ``protocol`` ...
+
+    Raises:
+        TrainingError: what was written does not load, or is another model then.
     """
     name, classes = folder.resolve().parent.name, data.train.classes
     parameters = sum(p.numel() for p in model.parameters())
@@ -84,7 +93,7 @@ def export(
     state = {key: cast(value.cpu(), dtype) for key, value in model.state_dict().items()}
     model.load_state_dict(state)  # measure what is written: load_state_dict widens the rounded values again
     weights = safetensors.torch.save(state, {"format": "pt"})
-    measured = {part: _measure(model, split) for part in ("test", "val") if (split := getattr(data, part))}
+    measured = {part: _measure(model, split, workers) for part in ("test", "val") if (split := getattr(data, part))}
     results: dict[str, Any] = {"val" if part == "val" else "test": top1 for part, (top1, _) in measured.items()}
     part = "test" if "test" in measured else "val"
     shown: Split | FolderSplit | None = getattr(data, part)
@@ -94,22 +103,9 @@ def export(
         "seed": plan.seed, "epochs": plan.epochs, "last_epoch": facts["best"]["epoch"],
         "train_images": len(data.train), "val_images": len(data.val) if data.val is not None else 0,
     }  # fmt: skip
-    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    architecture = cfg["architecture"]
-    cfg = {key: cfg[key] for key in sorted(PRETRAINED_KEYS) if cfg.get(key) is not None}
-    cfg |= {"num_classes": len(classes), "label_names": list(classes), "license": cfg.get("license", "other")}
-    channels, size, _ = cfg["input_size"]
-    args: dict[str, Any] = {"in_chans": channels}
-    if hasattr(model, "set_input_size"):
-        args["img_size"] = size
-    pool = getattr(model, "global_pool", "avg")
-    config = {
-        "architecture": architecture,
-        "num_classes": len(classes),
-        "num_features": int(model.num_features),  # type: ignore[arg-type]
-        "global_pool": pool if isinstance(pool, str) else "avg",
-        "model_args": args,
-        "pretrained_cfg": cfg,
+    config = _described(model, classes)
+    golden = golden_output(model, config["pretrained_cfg"])
+    config |= {
         "tcl_zoo": {
             "name": name,
             "parent": parent,
@@ -120,7 +116,7 @@ def export(
             "sha256": hashlib.sha256(weights).hexdigest(),
             "bytes": len(weights),
             "parameters": parameters,
-            "golden": {"inputs": "tcl_zoo.verify.golden_inputs", "logits": golden_output(model, cfg).tolist()},
+            "golden": {"inputs": "tcl_zoo.verify.golden_inputs", "logits": golden.tolist()},
             "environment": facts["environment"],
             "seconds": facts["seconds"],
         },
@@ -130,6 +126,7 @@ def export(
         temporary.chmod(0o755)
         (temporary / WEIGHTS_FILE).write_bytes(weights)
         write_json(temporary / CONFIG_FILE, config)
+        _hold(temporary, name, config, golden)
         training_curve(metrics, f"{name}: fine-tuning", temporary / "training_curve.png")
         if shown is not None and len(classes) <= 200:
             counts = _counts(measured[part][1], shown, len(classes))
@@ -144,8 +141,54 @@ def export(
     return results
 
 
-def _measure(model: nn.Module, split: Split | FolderSplit) -> tuple[float, torch.Tensor]:
-    predictions = predict(model, split).argmax(1)
+def _described(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """timm's part of ``config.json``: what it takes to build the model again and to prepare its images."""
+    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    architecture = cfg["architecture"]
+    cfg = {key: cfg[key] for key in sorted(PRETRAINED_KEYS) if cfg.get(key) is not None}
+    cfg |= {"num_classes": len(classes), "label_names": list(classes), "license": cfg.get("license", "other")}
+    channels, size, _ = cfg["input_size"]
+    args: dict[str, Any] = {"in_chans": channels}
+    if hasattr(model, "set_input_size"):
+        args["img_size"] = size
+    pool = getattr(model, "global_pool", "avg")
+    return {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "num_features": int(model.num_features),  # type: ignore[arg-type]
+        "global_pool": pool if pool in POOLS else "",
+        "model_args": args,
+        "pretrained_cfg": cfg,
+    }
+
+
+def no_release(model: nn.Module, classes: int) -> str:
+    """Why this model could not be released after a training, or ``""``: asked before it."""
+    config = json.loads(json.dumps(_described(model, [str(k) for k in range(classes)])))
+    if why := cfg_complaint(config["pretrained_cfg"], own=True):
+        return f"its configuration {why}"
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters * (2 if parameters > HALF_ABOVE else 4) > MAX_WEIGHTS_BYTES:
+        return f"its {parameters / 1e6:,.0f} M parameters make a file of more than {MAX_WEIGHTS_BYTES / 1e9:g} GB"
+    if "img_size" in config["model_args"]:  # windows that were fitted to a size are not what it is built with
+        again = timm.create_model(config["architecture"], num_classes=classes, **config["model_args"])
+        shapes = ({k: v.shape for k, v in each.state_dict().items()} for each in (model, again))
+        if next(shapes) != next(shapes):
+            return f"built for {config['model_args']['img_size']} pixels it has other shapes; leave the size out"
+    return ""
+
+
+def _hold(folder: Path, name: str, config: dict[str, Any], golden: torch.Tensor) -> None:
+    """Loads what was written, as its users will."""
+    again = create_model(name, True, weights_dir=folder, sha256=config["tcl_zoo"]["sha256"])
+    difference = float((golden_output(again, config["pretrained_cfg"]) - golden).abs().max())
+    if not difference <= TOLERANCE_GOLDEN:
+        what = f"{config['architecture']} is another model after loading"
+        raise TrainingError(f"{what}: its output differs by {difference:.1e}")
+
+
+def _measure(model: nn.Module, split: Split | FolderSplit, workers: int) -> tuple[float, torch.Tensor]:
+    predictions = predict(model, split, workers=workers).argmax(1)
     return 100 * float((predictions == split.labels.cpu()).double().mean()), predictions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..downstream import Data, open_data
-from ..downstream_models import input_cfg, open_model
+from ..downstream_models import open_model, resized
 from ..errors import TrainingError
 from ..processes import naming_the_lost
 from ..progress import progress
 from ..runs import Run, save_module
 from ..sessions import checkpoint, create_accelerator, environment, resume, within_memory
+from ..splits import FolderSplit, Split
 from ..stopping import Stop, agreed
-from .export import export, parent_facts
+from .export import export, no_release, parent_facts
 from .plan import Plan, from_dict
 from .tuner import Tuner
 
@@ -65,7 +67,8 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tunes an encoder on images, or goes on where the run folder stands.
 
-    The epoch is chosen on validation images; test images, where there are any, are looked at once, at the end.
+    The epoch is chosen on validation images, the latest within one standard error of the best; test images, where there
+    are any, are looked at once, at the end.
 
     Args:
         model: a name of this zoo, a release or run folder, or any timm model.
@@ -98,13 +101,14 @@ def finetune(
     accelerator = create_accelerator(precision, cpu, None, out, partial=plan.freeze != 0)
     set_seed(plan.seed)
     net, size = _model(plan, data, weights_dir)
-    parent = parent_facts(plan, weights_dir)
+    parent, images = parent_facts(plan, weights_dir), _identity(data)
     data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
     plan = plan.resolved(len(data.train), accelerator.num_processes, size)
     tuner = Tuner(plan, net, data.train, data.val, accelerator, workers if len(data.train) > 500 else 0)
     settings = {
         "precision": accelerator.mixed_precision,
-        "images": len(data.train),
+        "parent": parent,
+        "images": images,
         "classes": list(data.train.classes),
     }
     results: dict[str, Any] = {}
@@ -126,7 +130,7 @@ def finetune(
                 }
                 net = accelerator.unwrap_model(tuner.network, keep_fp32_wrapper=False)
                 net.load_state_dict(load_file(out / BEST_FILE))
-                results = export(folder, net, data, plan, parent, facts, run.metrics())
+                results = export(folder, net, data, plan, parent, facts, run.metrics(), workers)
             accelerator.end_training()
         finally:
             run.release()
@@ -140,14 +144,28 @@ def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -
         plan.model, pretrained=plan.pretrained, weights_dir=weights_dir, num_classes=len(data.train.classes),
         in_chans=data.channels, **kwargs,
     )  # fmt: skip
-    own: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    size = plan.size or int(own["input_size"][-1])
-    if size != own["input_size"][-1] and hasattr(net, "set_input_size"):
-        net.set_input_size(img_size=size)  # type: ignore[operator]
-    elif size != own["input_size"][-1] and own.get("fixed_input_size"):
-        raise TrainingError(f"{plan.model} takes images of {own['input_size'][-1]} pixels only: leave the size out")
-    net.pretrained_cfg = input_cfg(net, data.channels, size)  # type: ignore[assignment]
-    return net, size
+    cfg = resized(net, data.channels, plan.size)
+    if isinstance(data.train, Split):  # :mod:`tcl_zoo.features` resizes what is in memory, whole images
+        cfg |= {"crop_pct": 1.0, "interpolation": "bilinear"}
+    net.pretrained_cfg = cfg  # type: ignore[assignment]
+    if why := no_release(net, len(data.train.classes)):
+        raise TrainingError(f"{plan.model} can be trained on this, but not released: {why}")
+    return net, int(cfg["input_size"][-1])
+
+
+def _identity(data: Data) -> dict[str, str]:
+    """By what images are known when a run goes on: those in memory by their bytes, files by path, size and label."""
+
+    def digest(split: Split | FolderSplit) -> str:
+        if isinstance(split, Split):
+            return split.fingerprint()[:16]
+        found = hashlib.sha256()
+        for file, label in zip(split.files, split.labels.tolist(), strict=True):
+            found.update(os.fsencode(f"{file}\0{(split.folder / file).stat().st_size}\0{label}\n"))
+        return found.hexdigest()[:16]
+
+    parts = {part: getattr(data, part) for part in ("train", "val", "test")}
+    return {part: f"{len(split)} of {digest(split)}" for part, split in parts.items() if split is not None}
 
 
 def _epochs(tuner: Tuner, run: Run, stop: Stop) -> bool:
@@ -196,7 +214,7 @@ def _epoch(tuner: Tuner, stop: Stop, bar: tqdm[Any]) -> bool:
         look = tuner.step_done % _LOOK_EVERY == 0
         if look or tuner.step_done == steps:
             loss, best = tuner.check(tuner.step_done), tuner.best.get("top1")
-            val = f" best val {best:.2f}" if best is not None else ""
+            val = f" kept val {best:.2f}" if best is not None else ""
             bar.set_postfix_str(f"epoch {tuner.epoch + 1} loss {loss:.3f}{val}", False)
         if tuner.step_done < steps and agreed(tuner.accelerator, stop(), look):
             tuner.check(tuner.step_done)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..augment import POLICIES
 from ..errors import TrainingError
+from ..outside import MAX_SIDE
 
 _MIN_STEPS = 400  # so few images that 20 epochs are fewer steps get more epochs
 _RATES = {"full": 1e-3, "scratch": 2e-3, "head": 1e-2}
@@ -75,7 +76,7 @@ class Plan:
             "layer_decay": (1e-3, 1), "warmup": (0, 1), "freeze": (-1, math.inf), "mixup": (0, math.inf),
             "cutmix": (0, math.inf), "smoothing": (0, 0.999), "drop_path": (0, 0.999), "clip_grad": (0, math.inf),
             "ema": (0, 0.999999), "patience": (0, math.inf), "measure": (0, math.inf), "val": (1e-6, 0.999),
-            "per_class": (0, math.inf), "size": (0, 2048), "seed": (0, 2**31),
+            "per_class": (0, math.inf), "size": (0, MAX_SIDE), "seed": (0, 2**31),
         }  # fmt: skip
         for key, (low, high) in limits.items():
             value = getattr(self, key)

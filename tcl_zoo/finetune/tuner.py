@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import Mixup
+from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
@@ -41,11 +42,11 @@ class Tuner:
         self, plan: Plan, model: nn.Module, train: Split | FolderSplit, val: Split | FolderSplit | None,
         accelerator: Accelerator, workers: int = 0,
     ) -> None:  # fmt: skip
-        self.plan, self.accelerator, self.val = plan, accelerator, val
+        self.plan, self.accelerator, self.val, self.workers = plan, accelerator, val, workers
         set_seed(plan.seed, device_specific=True)
         model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model)  # timm's: its norms have activations in them
         try:
             optimizer = create_optimizer_v2(
                 model, plan.optimizer, plan.lr, plan.weight_decay,
@@ -148,7 +149,7 @@ class Tuner:
         sums = torch.zeros(2, device=acc.device)
         if len(share):
             part = subset(self.val, share)
-            logits = predict(self.kept, part, device=acc.device)
+            logits = predict(self.kept, part, device=acc.device, workers=self.workers)
             labels = part.labels.cpu()
             sums[0] = float((logits.argmax(1) == labels).sum())
             sums[1] = float(F.cross_entropy(logits, labels, reduction="sum"))
