@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
-from . import index
 from ._ssl_recipes import TITLES, unused_fields
+from .card_usage import usage
 from .datasets import DATASETS
 from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
 from .progress import duration
@@ -44,6 +45,14 @@ _MEANING = {
     "warmup_epochs": "epochs in which lr rises linearly",
     **{f"probe_{key}": "linear phase, protocol `thesis` only" for key in ("epochs", "lr", "batch", "augmentation")},
 }
+_CACHED = (
+    "The linear probe is a logistic regression (L2, C = 1) on the features of the training images as they are; the "
+    "thesis trains a linear layer by SGD on augmented ones."
+)
+_BUDGET = (
+    "Cross-entropy has the budget of the contrastive recipes and their linear phase together: 1.5 times as many "
+    "epochs, one view, as many images in a step as they have views. It is not SupContrast's of 500 epochs."
+)
 _PICTURES = {
     "training_curve.png": "Training loss and learning rate by epoch",
     "confusion.png": "Confusion matrix on the test images, in percent of the true class",
@@ -140,12 +149,13 @@ Input: {gray}{info.size} x {info.size} pixels.
 
 {_results(config)}
 
-`tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares. The weights are those of the last
-epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on the test images.
+{_how(config)}`tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares.
+The weights are those of the last epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on
+the test images.
 
 {note}{_shown(pictures, "confusion.png", "embedding.png")}{transfer}## Use
 
-{_usage(config, repo_id)}
+{usage(config, repo_id)}
 
 Classes, in the order of the logits: {_classes(config)}.
 
@@ -190,8 +200,8 @@ def _results(config: dict[str, Any]) -> str:
     lines = [
         "| | top-1 (%) | test images | runs | epochs | protocol |",
         "|---|---|---|---|---|---|",
-        f"| this checkpoint | **{results['top1']:.2f}** (95 % interval {low:.1f} to {high:.1f}) | {results['n']:,} "
-        f"| 1, seed {results['seed']} | {recipe['epochs']} | {results['protocol']} |",
+        f"| this checkpoint | **{results['top1']:.2f}** (95 % interval over test images {low:.1f} to {high:.1f}) "
+        f"| {results['n']:,} | 1, seed {results['seed']} | {recipe['epochs']} | {results['protocol']} |",
     ]
     if thesis:
         how = _PROTOCOL[recipe["objective"] != "ce"].format(**recipe)
@@ -201,8 +211,23 @@ def _results(config: dict[str, Any]) -> str:
     else:
         lines.append("| the thesis | no figure for this setting | | | | |")
     for key, value in results.get("knn", {}).items():
-        lines.append(f"| its features, no training | {value:.2f} | {results['n']:,} | 1 | | weighted {key[3:]}-NN |")
+        lines.append(
+            f"| nearest neighbours | {value:.2f} | {results['n']:,} | 1 | | weighted {key[3:]}-NN on its features |"
+        )
     return "\n".join(lines)
+
+
+def _how(config: dict[str, Any]) -> str:
+    """What the protocol and the variant of a name mean."""
+    recipe, lines = config["tcl_zoo"]["recipe"], []
+    if config["tcl_zoo"]["results"]["protocol"].endswith("cached"):
+        lines.append(_CACHED)
+    if recipe["objective"] == "ce" and recipe["variant"] != "supcontrast":
+        lines.append(_BUDGET)
+    if (shorter := re.fullmatch(r"e(\d+)", recipe["variant"])) and int(shorter[1]) < 100:
+        own = "" if recipe["objective"] != "ce" else " of the contrastive recipe, so 1.5 times as many here"
+        lines.append(f"`.{shorter[0]}` stands for {shorter[1]} epochs{own}: a shorter schedule than the thesis's 100.")
+    return " ".join(lines) + "\n\n" * bool(lines)
 
 
 def _altered(facts: dict[str, Any]) -> str:
@@ -219,54 +244,6 @@ def interval(percent: float, n: int) -> tuple[float, float]:
     p, z = percent / 100, 1.959964
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return 100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n)
-
-
-def _usage(config: dict[str, Any], repo_id: str | None) -> str:
-    """Three lines each to classify, to embed, to fine-tune; then the same from the Hub."""
-    name, features = config["tcl_zoo"]["name"], config["num_features"]
-    ours = config["architecture"].endswith("_cifar")
-    tag = f"{config['architecture']}.{index.timm_tag(name)}"
-    own = f'timm.create_model("{tag}", pretrained=True)  # in timm\'s own words\n' if ours else ""
-    imports = "import tcl_zoo, timm  # tcl_zoo registers the architecture" if ours else "import timm  # alone"
-    place = repo_id or f"ORG/{name}"
-    published = "" if repo_id else " (`ORG` is where it was published)"
-    return f"""Classify:
-
-```python
-import tcl_zoo
-from PIL import Image
-
-name, image = "{name}", Image.open("image.png")
-model, transform = tcl_zoo.create_model(name, pretrained=True).eval(), tcl_zoo.create_transform(name)
-class_index = model(transform(image)[None]).argmax(1)
-```
-
-Features [N, {features}], and fine-tuning, here on 37 classes (a new head, everything trainable):
-
-```python
-encoder = tcl_zoo.create_model(name, pretrained=True, num_classes=0).eval()
-features = encoder(transform(image)[None])
-```
-
-```python
-import torch
-
-model = tcl_zoo.create_model(name, pretrained=True, num_classes=37)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-```
-
-From a Hub{published}, by timm, or checked against the sha256 that you give:
-
-```python
-{imports}
-
-model = timm.create_model("hf-hub:{place}", pretrained=True)
-{own}```
-
-```python
-sha256 = "{config["tcl_zoo"]["sha256"]}"
-model = tcl_zoo.create_model("hf-hub:{place}", pretrained=True, sha256=sha256)
-```"""
 
 
 def _shown(pictures: Collection[str], *files: str) -> str:

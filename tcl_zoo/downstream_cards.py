@@ -61,7 +61,10 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: 
     origin = f"`{parent['name']}`" + (f" ({details})" if details else "")
     begun = f"fine-tuned from {origin}" if parent.get("pretrained", True) else f"trained from random weights ({origin})"
     lines = ["| images | top-1 (%) | n |", "|---|---|---|"]
-    for part, label in (("test", "test, looked at once"), ("val", "validation, on which the epoch was chosen (the latest within a standard error of the best)")):
+    for part, label in (
+        ("test", "test, looked at once"),
+        ("val", "validation; chosen was the latest epoch within a standard error of the best"),
+    ):
         if part in results:
             n = results["n"] if part == "test" or "test" not in results else results["val_images"]
             low, high = interval(results[part], n)

@@ -17,6 +17,12 @@ _RESPONSES = (
 )
 
 
+_CACHED = (
+    "`cached` is a logistic regression on the features of the training images as they are; the thesis trains its "
+    "linear layer by SGD on augmented ones (`--protocol thesis`)."
+)
+
+
 def scale_note(plan: Plan) -> str:
     """What a scaled result was trained with, in one line; "" at full scale."""
     if not plan.scale.label:
@@ -63,6 +69,8 @@ def write_markdown(
     how = sorted({row["protocol"] for row in rows if row["protocol"]})
     by = f" ({'; '.join(how)})" if how else ""
     lines += [f"Top-1 in percent of the test split{by}; interval: 95 %, Student's t over runs (seeds).{coarse}", ""]
+    if not note and any("cached" in row["protocol"] for row in rows):
+        lines += [_CACHED, ""]
     lines += _table(rows, grid.axis, grid.kind == "gradients")
     if pairs and any(pair["n"] for pair in pairs):
         lines += ["", "Differences, paired by seed:", "", *_pairs(pairs)]

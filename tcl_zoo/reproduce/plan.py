@@ -14,6 +14,7 @@ from .runner import State, Store, rates, seconds_left
 from .scale import Job, Scale, moved, scaled
 
 MISSING = "not available yet"
+_MOST_SEEDS = 100  # that are looked for
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,10 @@ class Plan:
 
     @classmethod
     def found(cls, grid: Grid, scale: Scale, store: Store) -> Plan:
-        """The plan with as many seeds as have a finished run; where none has, with those of the thesis."""
-        plan = more = cls.of(grid, scale, 1)
-        while any(store.state(e.job).status == "done" for e in more.entries if e.job and e.seed == more.seeds - 1):
-            plan, more = more, cls.of(grid, scale, more.seeds + 1)
-        return plan if more.seeds > 1 else cls.of(grid, scale)
+        """The plan up to the highest seed that has a finished run; where none has, with the seeds of the thesis."""
+        every = cls.of(grid, scale, max(grid.seeds, _MOST_SEEDS))
+        done = [e.seed for e in every.entries if e.job and store.state(e.job).status == "done"]
+        return cls.of(grid, scale, max(done) + 1 if done else None)
 
     @property
     def stem(self) -> str:

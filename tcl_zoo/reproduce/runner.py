@@ -163,9 +163,17 @@ def seconds_left(job: Job, state: State, measured: dict[tuple[str, str, str], fl
 
 
 def shard(jobs: Iterable[Job], index: int, count: int) -> list[Job]:
-    """Every ``count``-th job, from the ``index``-th (counted from 1), each once."""
-    unique = list({job.key: job for job in jobs}.values())
-    return unique[index - 1 :: count]
+    """Every ``count``-th group of jobs, from the ``index``-th (counted from 1), each job once.
+
+    A group is of up to three jobs that differ by what they minimise alone: what is compared seed by seed comes from
+    one machine, and no machine has all runs of one objective.
+    """
+    alike: dict[tuple[object, ...], list[Job]] = {}
+    for job in {job.key: job for job in jobs}.values():
+        of = job.recipe
+        alike.setdefault((of.encoder, of.dataset, of.variant, of.seed, job.images), []).append(job)
+    groups = [jobs[i : i + 3] for jobs in alike.values() for i in range(0, len(jobs), 3)]
+    return [job for group in groups[index - 1 :: count] for job in group]
 
 
 def run_job(
