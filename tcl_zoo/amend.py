@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,12 +75,14 @@ def add_altered(
     facts = config["tcl_zoo"]
     try:
         with np.load(table) as arrays:
-            images = sorted({int(i) for i in arrays["test"]})
+            if arrays["test"].dtype.kind not in "iu":
+                raise ValueError("indices are whole numbers")
+            images = sorted(set(arrays["test"].tolist()))
         test = load(facts["recipe"]["dataset"], data_dir, "test")
         kept = without(len(test), images)
         hits = int((checked.predictions == checked.labels)[kept].sum())
         altered = Altered(images, subset(test, kept).fingerprint(), len(kept), hits)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{table} names no altered test images: {error}") from None
     facts["altered"] = asdict(altered)
     write_json(folder / CONFIG_FILE, config)

@@ -13,6 +13,7 @@ from .datasets import DATASETS
 from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
 from .progress import duration
 from .recipes import flat
+from .recipes import recipe as planned
 from .thesis import reported
 
 _OBJECTIVES = {
@@ -51,7 +52,7 @@ _CACHED = (
 )
 _BUDGET = (
     "Cross-entropy has the budget of the contrastive recipes and their linear phase together: 1.5 times as many "
-    "epochs, one view, as many images in a step as they have views. It is not SupContrast's of 500 epochs."
+    "epochs, one view, as many images in a step as they have views."
 )
 _PICTURES = {
     "training_curve.png": "Training loss and learning rate by epoch",
@@ -223,10 +224,12 @@ def _how(config: dict[str, Any]) -> str:
     if config["tcl_zoo"]["results"]["protocol"].endswith("cached"):
         lines.append(_CACHED)
     if recipe["objective"] == "ce" and recipe["variant"] != "supcontrast":
-        lines.append(_BUDGET)
-    if (shorter := re.fullmatch(r"e(\d+)", recipe["variant"])) and int(shorter[1]) < 100:
-        own = "" if recipe["objective"] != "ce" else " of the contrastive recipe, so 1.5 times as many here"
-        lines.append(f"`.{shorter[0]}` stands for {shorter[1]} epochs{own}: a shorter schedule than the thesis's 100.")
+        contrast = " It is not SupContrast's of 500 epochs." if recipe["dataset"].startswith("cifar") else ""
+        lines.append(_BUDGET + contrast)
+    if re.fullmatch(r"e\d+", recipe["variant"]):
+        whole = planned(recipe["name"].rpartition(".")[0]).epochs
+        if recipe["epochs"] < whole:
+            lines.append(f"`.{recipe['variant']}` is a shorter schedule: {recipe['epochs']} epochs, not {whole}.")
     return " ".join(lines) + "\n\n" * bool(lines)
 
 

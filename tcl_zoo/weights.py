@@ -94,7 +94,7 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     if not given:
         return None
     root = expanded(given, WeightsError)
-    if not _is_name(name):
+    if not is_release_name(name):
         recipe(name)
     for folder in (root / name, root):
         if (folder / CONFIG_FILE).is_file():
@@ -123,7 +123,7 @@ def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str,
     return name, weights_dir
 
 
-def _is_name(name: str) -> bool:
+def is_release_name(name: str) -> bool:
     """Whether a release could have this name; a name is no path."""
     return name.isprintable() and len(name.encode()) <= 120 and not set(name) & set("/\\:") and name.strip(". ") != ""
 

@@ -80,8 +80,23 @@ def test_the_command_and_the_card_say_so(folder, monkeypatch, capsys):
 def test_a_wrong_figure_for_the_others_fails(folder, monkeypatch):
     official(monkeypatch)
     facts(folder, hits=facts(folder)["hits"] - 2)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["tcl_zoo"]["results"]["top1"] -= 100 * 2 / 360
+    path.write_text(json.dumps(config))
     checked = verify(NAME, weights_dir=folder, device="cpu")
     assert checked.same_data and not checked.ok
+
+
+def test_a_top1_that_the_others_contradict_is_refused(folder, monkeypatch):
+    """Else a card could claim anything of a copy that nobody has, and be confirmed."""
+    official(monkeypatch)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["tcl_zoo"]["results"]["top1"], config["tcl_zoo"]["fingerprints"]["test"] = 99.9, "0" * 64
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="contradict"):
+        verify(NAME, weights_dir=folder, device="cpu")
 
 
 @pytest.mark.parametrize("others", [[*ALTERED, 6], [6]])
@@ -110,6 +125,22 @@ def test_indices_that_are_none_or_too_many(released, tmp_path, images):
     with pytest.raises(DataError, match="names no altered test images"):
         add_altered(tmp_path / NAME, tmp_path / "altered.npz", device="cpu")
     assert (tmp_path / NAME / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "floats", "array", "text"])
+def test_a_damaged_table_is_refused(released, tmp_path, damage):
+    shutil.copytree(released / NAME, tmp_path / NAME)
+    table = tmp_path / "altered.npz"
+    np.savez(table, test=np.array([5.7 if damage == "floats" else 5]))
+    if damage == "cut":
+        table.write_bytes(table.read_bytes()[:-20])
+    elif damage == "array":
+        np.save(tmp_path / "altered.npy", np.array([5]))
+        (tmp_path / "altered.npy").replace(table)
+    elif damage == "text":
+        table.write_text("5")
+    with pytest.raises(DataError, match="names no altered test images"):
+        add_altered(tmp_path / NAME, table, device="cpu")
 
 
 def test_nothing_is_entered_on_other_images(folder, tmp_path, monkeypatch):

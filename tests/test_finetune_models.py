@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from tcl_zoo.errors import TrainingError, WeightsError
 from tcl_zoo.features import normaliser
 from tcl_zoo.finetune import export, finetune, tuner
 from tcl_zoo.finetune.export import no_release
-from tcl_zoo.outside import cfg_complaint
+from tcl_zoo.outside import cfg_complaint, complaint
 from tcl_zoo.weights import by_path
 
 
@@ -26,17 +27,26 @@ def test_large_inputs_can_be_released():
     model = timm.create_model("test_resnet", num_classes=3)
     for side, fits in ((640, True), (2048, True), (2049, False)):
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": [3, side, side]}
-        assert bool(no_release(model, 3)) is not fits
+        assert bool(no_release(model, "abc", "run")) is not fits
     cfg = {"input_size": [3, 640, 640], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
     assert not cfg_complaint(cfg, own=True) and "input_size" in cfg_complaint(cfg)  # not from elsewhere
 
 
 def test_what_could_not_be_loaded_again_is_refused_before_the_training(tmp_path):
-    """Swin's windows follow the size it is set to, but not the one it is built with."""
+    """Swin's windows follow the size it is set to, but not the one it is built with; V2 has them in no weight."""
     write(tmp_path / "photos", ["dark", "light"], 4)
-    with pytest.raises(TrainingError, match="not released: built for 256 pixels it has other shapes"):
-        finetune("swin_tiny_patch4_window7_224", tmp_path / "photos", tmp_path / "run", size=256, pretrained=False)
-    assert not (tmp_path / "run").exists()
+    for name, size in (("swin_tiny_patch4_window7_224", 256), ("swinv2_tiny_window8_256", 320)):
+        with pytest.raises(TrainingError, match=f"not released: built for {size} pixels it has other shapes"):
+            finetune(name, tmp_path / "photos", tmp_path / "run", size=size, pretrained=False)
+    with pytest.raises(TrainingError, match="not released: 'a:b' cannot be a release's name"):
+        finetune("test_resnet", tmp_path / "photos", tmp_path / "a:b", pretrained=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_fine_tuned_encoder_of_the_zoo_may_come_from_a_hub(released, tmp_path):
+    write(tmp_path / "photos", ["dark", "light"], 4)
+    done = tune(tmp_path / "photos", tmp_path / "run", released, epochs=1)
+    assert complaint(json.loads((done.release / "config.json").read_text()), fetched=True) == ""
 
 
 def test_a_release_that_is_another_model_after_loading_is_no_release(tmp_path, monkeypatch):

@@ -462,11 +462,11 @@ def test_a_missing_seed_does_not_hide_those_after_it(world, tmp_path):
 def test_cells_below_an_untrained_network_are_named(tmp_path):
     results, benchmarks = tmp_path / "results", tmp_path / "benchmarks"
     results.mkdir(), benchmarks.mkdir()
-    (benchmarks / "ssl_digits.csv").write_text("method,linear\nsimclr,98\nrandom encoder,85.56\n")
-    table = "row,series,ours,n,status\n,SupCon,91.0,3,done\n,TCL,79.7,3,done\n,other,,0,to do\n"
-    for name in ("fig-5.7_digits-resnet20-x0.05", "fig-5.7_cifar10-resnet20-x0.05"):
+    (benchmarks / "ssl_digits.csv").write_text("method,linear,encoder\nsimclr,98,resnet20\nrandom encoder,85.56,\n")
+    table = "row,series,ours,ci95,n\n,SupCon,91.0,1,3\n,TCL,79.7,5.8,3\n,near,84,1.6,3\n,one,70,,1\n,other,,,0\n"
+    for name in (*(f"fig-5.7_{kind}-x0.05" for kind in ("digits-resnet20", "cifar10-resnet20", "digits-resnet18")),):
         (results / f"{name}.csv").write_text(table)
-    assert _unlearnt(results)[2:-1] == ["- fig-5.7_digits-resnet20-x0.05, untrained 85.56: TCL (79.70)"]
+    assert _unlearnt(results)[2:-1] == ["- fig-5.7_digits-resnet20-x0.05, untrained 85.56: TCL (79.70 ± 5.80)"]
 
 
 def test_the_overview_has_everything(world, tmp_path, capsys, monkeypatch):
@@ -482,7 +482,7 @@ def test_the_overview_has_everything(world, tmp_path, capsys, monkeypatch):
     assert "digits-resnet20-x0.02: 2 of 2 cells" in text
     said = text.partition("## What the intervals say")[2].partition("\n## ")[0]
     assert said.count(f"| {plan.stem} |") == 3 and "top-1" in said
-    assert "| tcl_resnet20_cifar10 | - | - | 10 M views of ResNet-20: hours of a small CPU" in text
+    assert "| tcl_resnet20_cifar10 | - | - | 10 M views of ResNet-20: a day of a small CPU" in text
     assert text.count("not run yet") >= len(GRIDS) - 1
 
 

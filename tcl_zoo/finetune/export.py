@@ -23,13 +23,13 @@ from ..errors import TrainingError
 from ..features import predict
 from ..index import entries, name_of
 from ..models import create_model
-from ..outside import MAX_WEIGHTS_BYTES, POOLS, PRETRAINED_KEYS, cfg_complaint
+from ..outside import POOLS, PRETRAINED_KEYS, complaint
 from ..pictures import confusion, training_curve
 from ..release import HALF_ABOVE, cast, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
 from ..verify import TOLERANCE_GOLDEN, golden_output
-from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, by_path, locate
+from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, by_path, is_release_name, locate
 from .plan import Plan
 
 
@@ -152,30 +152,39 @@ def _described(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     if hasattr(model, "set_input_size"):
         args["img_size"] = size
     pool = getattr(model, "global_pool", "avg")
+    pool = getattr(pool, "pool_type", pool)  # timm's ResNets hold a layer there
     return {
         "architecture": architecture,
         "num_classes": len(classes),
         "num_features": int(model.num_features),  # type: ignore[arg-type]
-        "global_pool": pool if pool in POOLS else "",
+        "global_pool": pool if isinstance(pool, str) and pool in POOLS else "avg",
         "model_args": args,
         "pretrained_cfg": cfg,
     }
 
 
-def no_release(model: nn.Module, classes: int) -> str:
-    """Why this model could not be released after a training, or ``""``: asked before it."""
-    config = json.loads(json.dumps(_described(model, [str(k) for k in range(classes)])))
-    if why := cfg_complaint(config["pretrained_cfg"], own=True):
-        return f"its configuration {why}"
+def no_release(model: nn.Module, classes: Sequence[str], name: str) -> str:
+    """Why this model could not be released under this name after a training, or ``""``: asked before it."""
+    if not is_release_name(name):
+        return f"{name!r} cannot be a release's name; choose another run folder"
     parameters = sum(p.numel() for p in model.parameters())
-    if parameters * (2 if parameters > HALF_ABOVE else 4) > MAX_WEIGHTS_BYTES:
-        return f"its {parameters / 1e6:,.0f} M parameters make a file of more than {MAX_WEIGHTS_BYTES / 1e9:g} GB"
+    facts: dict[str, Any] = {"name": name, "parent": {}, "recipe": {}, "results": {"top1": None}, "sha256": "0" * 64}
+    facts["bytes"] = parameters * (2 if parameters > HALF_ABOVE else 4)
+    config = json.loads(json.dumps(_described(model, classes) | {"tcl_zoo": facts}))
+    if why := complaint(config):
+        return f"its configuration {why}"
     if "img_size" in config["model_args"]:  # windows that were fitted to a size are not what it is built with
-        again = timm.create_model(config["architecture"], num_classes=classes, **config["model_args"])
-        shapes = ({k: v.shape for k, v in each.state_dict().items()} for each in (model, again))
-        if next(shapes) != next(shapes):
-            return f"built for {config['model_args']['img_size']} pixels it has other shapes; leave the size out"
+        again = timm.create_model(config["architecture"], num_classes=len(classes), **config["model_args"])
+        if _shape(model) != _shape(again):
+            size = config["model_args"]["img_size"]
+            return f"built for {size} pixels it has other shapes than set to them; leave the size out"
     return ""
+
+
+def _shape(model: nn.Module) -> tuple[object, ...]:
+    """Of its weights, and of its windows, which may be in no weight (Swin V2)."""
+    weights = {key: value.shape for key, value in model.state_dict().items()}
+    return weights, [getattr(module, "window_size", None) for module in model.modules()]
 
 
 def _hold(folder: Path, name: str, config: dict[str, Any], golden: torch.Tensor) -> None:

@@ -97,17 +97,19 @@ def finetune(
     data = open_data(
         data_dir, plan.dataset or None, val=plan.val, per_class=plan.per_class, seed=plan.seed, download=download
     )
-    out = Path(out or Path("runs") / f"{Path(model).name.replace(':', '-')}-{data.name}")
+    out = Path(out or Path("runs") / f"{Path(model).name}-{data.name}".replace(":", "-"))
     accelerator = create_accelerator(precision, cpu, None, out, partial=plan.freeze != 0)
     set_seed(plan.seed)
     net, size = _model(plan, data, weights_dir)
+    if why := no_release(net, data.train.classes, out.resolve().name):
+        raise TrainingError(f"{plan.model} could be trained on this, but not released: {why}")
     parent, images = parent_facts(plan, weights_dir), _identity(data)
     data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
     plan = plan.resolved(len(data.train), accelerator.num_processes, size)
     tuner = Tuner(plan, net, data.train, data.val, accelerator, workers if len(data.train) > 500 else 0)
     settings = {
         "precision": accelerator.mixed_precision,
-        "parent": parent,
+        "parent": {key: parent[key] for key in ("name", "sha256") if key in parent},
         "images": images,
         "classes": list(data.train.classes),
     }
@@ -148,8 +150,6 @@ def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -
     if isinstance(data.train, Split):  # :mod:`tcl_zoo.features` resizes what is in memory, whole images
         cfg |= {"crop_pct": 1.0, "interpolation": "bilinear"}
     net.pretrained_cfg = cfg  # type: ignore[assignment]
-    if why := no_release(net, len(data.train.classes)):
-        raise TrainingError(f"{plan.model} can be trained on this, but not released: {why}")
     return net, int(cfg["input_size"][-1])
 
 

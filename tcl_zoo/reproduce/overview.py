@@ -32,9 +32,10 @@ Paired by seed; at least two seeds. Where nothing differs, one such interval in 
 scale share runs: what stands under several of them, with more seeds in one, is one comparison."""
 
 _UNLEARNT = """\
-Trainings as short as the scaled ones may leave a network below its untrained self (a linear probe on all labels of a
-random encoder). These cells did. Where their gradient responses do not differ between seeds (± 0.000), all embeddings
-fell together: they say nothing of a network that learns."""
+Trainings as short as the scaled ones may leave a network below an untrained one (a linear probe of one random encoder,
+fitted on all labels, which is more than the scaled runs have). Below it with their whole intervals are these cells.
+Where their gradient responses do not differ between seeds (± 0.000), all embeddings fell together: they say nothing of
+a network that learns."""
 
 
 def write_overview(results: Path, cards: Path, path: Path) -> Path:
@@ -112,12 +113,14 @@ def _unlearnt(results: Path) -> list[str]:
     lines = []
     for file in sorted((results.parent / "benchmarks").glob("ssl_*.csv")):
         dataset = file.stem.partition("_")[2]
-        floor = next((float(row["linear"]) for row in _rows(file) if row["method"] == RANDOM), None)
-        for table in sorted(results.glob(f"*_{dataset}-*.csv")):
+        measured = _rows(file)
+        floor = next((float(row["linear"]) for row in measured if row["method"] == RANDOM), None)
+        encoder = next((row["encoder"] for row in measured if row["encoder"]), "")
+        for table in sorted(results.glob(f"*_{dataset}-{encoder}-*.csv")):
             below = [
-                f"{row['row']} {row['series']} ({float(row['ours']):.2f})".strip()
+                f"{row['row']} {row['series']} ({float(row['ours']):.2f} {spread(float(row['ci95']), 2)})".strip()
                 for row in (_rows(table) if "." not in table.stem.rpartition("-x0.")[2] else [])
-                if floor is not None and row["ours"] and float(row["ours"]) < floor
+                if floor is not None and row["ci95"] and float(row["ours"]) + float(row["ci95"]) < floor
             ]
             if below:
                 lines.append(f"- {table.stem}, untrained {floor:.2f}: {'; '.join(below)}")
@@ -194,6 +197,6 @@ def _why_not(name: str) -> str:
     except RecipeError:
         return f"{MISSING}: no recipe"
     views = setting.epochs * IMAGES[setting.dataset] * setting.views
-    where = "hours of a small CPU or minutes of a GPU" if setting.encoder == "resnet20" else "waits for a GPU"
+    where = "a day of a small CPU, or a GPU" if setting.encoder == "resnet20" else "waits for a GPU"
     reason = f"{views / 1e6:,.0f} M views of {setting.encoder.replace('resnet', 'ResNet-')}: {where}"
     return f"{reason}, and for images that cannot be downloaded freely" if setting.dataset == "imagenet100" else reason

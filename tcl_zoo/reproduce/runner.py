@@ -165,8 +165,8 @@ def seconds_left(job: Job, state: State, measured: dict[tuple[str, str, str], fl
 def shard(jobs: Iterable[Job], index: int, count: int) -> list[Job]:
     """Every ``count``-th group of jobs, from the ``index``-th (counted from 1), each job once.
 
-    A group is of up to three jobs that differ by what they minimise alone: what is compared seed by seed comes from
-    one machine, and no machine has all runs of one objective.
+    A group is of up to three jobs that differ by what they minimise alone. So a comparison of objectives comes from one
+    machine, and no machine has all runs of one objective; a sweep over k1 and k2 is spread.
     """
     alike: dict[tuple[object, ...], list[Job]] = {}
     for job in {job.key: job for job in jobs}.values():
