@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,7 @@ def fit(split: Split | FolderSplit, cfg: dict[str, Any]) -> Split | FolderSplit:
     split = copy.copy(split)
     split.size, split.channels = size, channels
     mode = InterpolationMode(cfg["interpolation"])
-    split.transform = v2.Compose([v2.Resize(round(size / cfg["crop_pct"]), mode), v2.CenterCrop(size)])
+    split.transform = v2.Compose([v2.Resize(math.floor(size / cfg["crop_pct"]), mode), v2.CenterCrop(size)])
     if size < SMALL and len(split) * channels * size**2 < _IN_MEMORY:
         return _decoded(split)
     return split

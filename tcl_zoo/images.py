@@ -79,7 +79,8 @@ def find(inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> I
     """Image files of files, folders and glob patterns, in the order given.
 
     A folder gives the files with an image's suffix in it and below it, sorted by name, hidden ones left out; links to
-    folders are followed, each folder once. Files named one by one are given back whatever they are.
+    folders are followed, each folder once. Files named one by one are given back whatever they are. All matches of a
+    pattern are listed before the first one is given.
 
     Raises:
         DataError: an input that is not there, or has no images.
@@ -125,11 +126,28 @@ def _counted(paths: Iterator[str]) -> Any:
 
 
 def _matching(pattern: str) -> Iterator[str]:
-    for path in sorted(glob.iglob(pattern, recursive=True)):
-        if not os.path.isdir(path):
-            yield path
-        elif "**" not in pattern:  # which names the files below itself
-            yield from _walk(path)
+    matches = (
+        found
+        for path in sorted(glob.iglob(pattern, recursive=True))
+        for found in (_walk(path) if os.path.isdir(path) else [path])
+    )
+    # ``**`` names the files below itself, and through links some of them again.
+    yield from _once(matches) if "**" in pattern else matches
+
+
+def _once(paths: Iterable[str]) -> list[str]:
+    """Each file once, by the folder it is really in and its name there; under its shortest path, sorted."""
+    folders: dict[str, tuple[int, int]] = {}
+    found: dict[tuple[tuple[int, int], str], str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            status = os.stat(folder or ".")
+            folders[folder] = status.st_dev, status.st_ino
+        key = folders[folder], name
+        if key not in found or path.count(os.sep) < found[key].count(os.sep):
+            found[key] = path
+    return sorted(found.values())
 
 
 def _walk(folder: str) -> Iterator[str]:

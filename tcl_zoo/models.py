@@ -115,6 +115,7 @@ def create_model(
     cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
     state = read_weights(release) if pretrained else {}
     asked = dict(timm_kwargs)
+    own_size = config.get("model_args", {}).get("img_size")  # of a fine-tuned model with position embeddings
     stem = f"{cfg.get('first_conv')}.weight"
     if timm_kwargs.get("in_chans", 1) != 1 and stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:
         state[stem] = state[stem].repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
@@ -123,12 +124,14 @@ def create_model(
         state_size = cfg["input_size"]
     with_weights = {**cfg, "state_dict": state, "input_size": state_size} if pretrained else {}
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
-    if "img_size" in config.get("model_args", {}):  # of a fine-tuned model with position embeddings
-        timm_kwargs.setdefault("img_size", config["model_args"]["img_size"])
+    # timm resamples position embeddings, and loads a checkpoint of the caller's after its own weights.
+    resampled = own_size is not None and timm_kwargs.get("img_size", own_size) != own_size
+    if own_size is not None:
+        timm_kwargs.setdefault("img_size", own_size)
     classes = config["num_classes"] if num_classes is None else num_classes
     # timm copies the state dict of a configuration it is given; loading afterwards spares that. Where it wraps the
     # model (features_only) only the configuration reaches the inside.
-    wraps = pretrained and bool(timm_kwargs.get("features_only"))
+    wraps = pretrained and any((timm_kwargs.get("features_only"), timm_kwargs.get("checkpoint_path"), resampled))
     try:
         model = timm.create_model(
             config["architecture"], wraps, with_weights if wraps else cfg, num_classes=classes, **timm_kwargs

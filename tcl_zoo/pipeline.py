@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -100,8 +102,17 @@ class Pipeline:
         """d: the length of one image's features."""
         from PIL import Image
 
-        with frozen(self.model):
-            return pooled(self.model)(self.transform(Image.new("RGB", (8, 8)))[None].to(self.device)).shape[1]
+        try:
+            with frozen(self.model):
+                return pooled(self.model)(self.transform(Image.new("RGB", (8, 8)))[None].to(self.device)).shape[1]
+        except NotImplementedError:  # timm's encoders of language models
+            raise WeightsError(f"{self.name} gives no features of a whole image") from None
+
+    def preparation(self) -> str:
+        """Digest of how images are prepared: the same for two pipelines that see the same."""
+        cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return hashlib.sha256(json.dumps([cfg.get(key) for key in keys]).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str:
         """Sha256 of the weights: the same for two pipelines that say the same."""
@@ -192,8 +203,21 @@ def _labels(model: Any) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(count))
 
 
+# What says of the disk, the network or this process that it fails, and nothing of the file.
+_FAILING = {
+    getattr(errno, name, -1)
+    for name in (
+        "EIO", "ENXIO", "ENODEV", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO",
+        "EMFILE", "ENFILE", "ENOMEM",
+    )
+}  # fmt: skip
+
+
 class _Files(Dataset[Any]):
-    """By path: the model input, or why there is none."""
+    """By path: the model input, or why there is none.
+
+    A disk that is gone stops the run, which can go on later; its files are not taken for damaged ones.
+    """
 
     def __init__(self, transform: Any, mode: str) -> None:
         self.transform, self.mode = transform, mode
@@ -201,6 +225,12 @@ class _Files(Dataset[Any]):
     def __getitem__(self, path: str) -> Tensor | str:
         try:
             return self.transform(read(path, self.mode))
+        except MemoryError:
+            raise DataError(f"no memory left to decode {shown(path)}: fewer --workers") from None
+        except OSError as error:
+            if error.errno in _FAILING or not os.path.isdir(os.path.dirname(path) or "."):
+                raise DataError(f"cannot go on reading at {shown(path)}: {reason(error)}") from None
+            return reason(error)
         except Exception as error:  # whatever the first bad byte of a damaged file meets
             return reason(error)
 

@@ -134,6 +134,23 @@ def test_killed_before_anything_was_listed(tmp_path, paths):
     assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
+def test_rows_of_another_run_are_not_taken_over(tmp_path, paths):
+    """A kill while a finished run's folder is removed may leave its rows without what they are of."""
+    out = tmp_path / "out.npz"
+    run(out, paths, 2, {**META, "weights": "1"})
+    (tmp_path / "out.npz.part" / "run.json").unlink()
+    run(out, paths)
+    run(tmp_path / "whole.npz", paths)
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_a_model_may_be_spelt_in_another_way(tmp_path, paths):
+    out = tmp_path / "out.npz"
+    run(out, paths, 2)
+    run(out, paths, meta={**META, "model": "another word for m"})
+    assert out.is_file()
+
+
 def test_only_the_same_goes_on(tmp_path, paths):
     out = tmp_path / "out.npz"
     run(out, paths, 2)

@@ -139,3 +139,24 @@ def test_weights_error_names_the_size(tmp_path):
     write(tmp_path / "photos", ["dark", "light"], 4)
     with pytest.raises(WeightsError, match="leave the size out"):
         finetune("test_vit", tmp_path / "photos", tmp_path / "run", size=8, pretrained=False)
+
+
+def test_position_embeddings_are_resampled_to_the_callers_size(tmp_path):
+    write(tmp_path / "photos", ["dark", "light"], 8, (70, 70))
+    done = finetune(
+        "test_vit", tmp_path / "photos", tmp_path / "run", size=64, epochs=1, pretrained=False, cpu=True, workers=0
+    )
+    model = tcl_zoo.create_model("run", pretrained=True, weights_dir=done.release, img_size=96).eval()
+    own = tcl_zoo.create_model("run", pretrained=True, weights_dir=done.release).eval()
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
+    assert torch.equal(model.head.weight, own.head.weight) and model.pos_embed.shape != own.pos_embed.shape
+
+
+def test_a_checkpoint_of_the_callers_has_the_last_word(released, tmp_path):
+    torch.manual_seed(1)
+    mine = tcl_zoo.create_model(PARENT, weights_dir=released, num_classes=7)
+    torch.save(mine.state_dict(), tmp_path / "mine.pth")
+    loaded = tcl_zoo.create_model(
+        PARENT, pretrained=True, weights_dir=released, num_classes=7, checkpoint_path=str(tmp_path / "mine.pth")
+    )
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in mine.state_dict().items())

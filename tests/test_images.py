@@ -243,6 +243,14 @@ def test_linked_folders_once_and_loops_end(tree):
     assert len(found) == 9 and len({os.path.realpath(name) for name in found}) == 9
 
 
+def test_patterns_give_each_file_once(tree):
+    Path("z/y/again").symlink_to(tree / "z")
+    assert list(find(["z/**/*.*"])) == ["z/c.webp", "z/y/d.gif"]
+    Path("v/one/train").mkdir(parents=True)
+    Path("v/one/train/x.png").touch()
+    assert list(find(["v/*/train"])) == list(find(["v/**/train"])) == ["v/one/train/x.png"]
+
+
 def test_bytes_that_are_no_text(tree):
     name = os.fsdecode(b"caf\xe9\n.png")
     Path(name).touch()

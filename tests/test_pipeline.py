@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import errno
 import functools
 import json
 import shutil
@@ -169,3 +172,39 @@ def test_a_model_without_a_classifier(tmp_path):
     loaded = Pipeline("headless", loaded.model, loaded.transform, "RGB", (), loaded.device)
     with pytest.raises(WeightsError, match="headless has no classifier"):
         loaded.predict(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_stops_the_run_and_damages_nothing(loaded, files, tmp_path, monkeypatch, workers):
+    """What is wrong with the disk is not written down as wrong with its files."""
+    import tcl_zoo.pipeline as room
+
+    real = room.read
+
+    def read(path, mode):
+        if path.endswith("gone.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        if path.endswith("large.png"):
+            raise MemoryError
+        return real(path, mode)
+
+    monkeypatch.setattr(room, "read", read)
+    for name, message in (("gone.png", "cannot go on reading"), ("large.png", "fewer --workers")):
+        with pytest.raises(DataError, match=message):
+            list(loaded.embed([*files[:2], str(tmp_path / name)], workers=workers))
+    with pytest.raises(DataError, match="cannot go on reading"):
+        list(loaded.embed([str(tmp_path / "unplugged" / "a.png")], workers=workers))
+    ((_, (why,)),) = loaded.embed([str(tmp_path / "deleted.png")], workers=workers)
+    assert why == "No such file or directory"
+
+
+def test_preparation_is_part_of_what_embeddings_are_of(loaded, files, tmp_path):
+    from tcl_zoo.embed import embed, search
+
+    embed(loaded, files[:3], tmp_path / "e.npz")
+    other = copy.deepcopy(loaded)
+    other.model.pretrained_cfg = {**other.model.pretrained_cfg, "mean": (0.1,)}
+    with pytest.raises(DataError, match="other preparation of images"):
+        search(other, files[0], tmp_path / "e.npz")
+    spelt = dataclasses.replace(loaded, name="the same in other words")
+    assert search(spelt, files[0], tmp_path / "e.npz")

@@ -17,7 +17,7 @@ from ..images import find, shown
 from ..pipeline import Pipeline
 from ..progress import progress
 from .files import check_suffix, chunks, read_meta
-from .partial import Partial, listing, skipped_file
+from .partial import Partial, listing, same, skipped_file
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def embed(
     check_suffix(out)
     if out.exists() and not overwrite:
         there = read_meta(out)
-        if there != {**meta, "images": listing(find(images))}:
+        if not same(there, {**meta, "images": listing(find(images))}):
             raise DataError(f"{out} is there already, of other images or another model; --overwrite replaces it")
         rows, skipped = sum(len(paths) for paths, _ in chunks(out)), skipped_file(out)
         return Embedded(out, there["images"]["n"], rows, meta["dim"], skipped if skipped.is_file() else None, False)
@@ -115,8 +115,9 @@ def search(
         raise DataError("--top must be at least 1")
     query, embeddings = os.fspath(query), Path(embeddings)
     there, meta = read_meta(embeddings), _meta(pipeline)
-    if any(there.get(key) != value for key, value in meta.items()):
-        raise DataError(f"{embeddings} is of {there.get('model')} with other weights; embed with {meta['model']} first")
+    if any(there.get(key) != value for key, value in meta.items() if key != "model"):
+        what = f"{embeddings} is of {there.get('model')} with other weights or other preparation of images"
+        raise DataError(f"{what}; embed with {meta['model']} first")
     ((row, (why,)),) = pipeline.embed([query])
     if why:
         raise DataError(f"{shown(query)} does not decode: {why}")
@@ -131,7 +132,8 @@ def search(
 
 
 def _meta(pipeline: Pipeline) -> dict[str, Any]:
-    return {"model": pipeline.name, "weights": pipeline.fingerprint(), "dim": pipeline.width()}
+    prepared = pipeline.preparation()
+    return {"model": pipeline.name, "weights": pipeline.fingerprint(), "prepared": prepared, "dim": pipeline.width()}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

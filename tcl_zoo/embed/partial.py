@@ -64,8 +64,11 @@ class Partial:
             fresh = not run.is_file()
             listed = listing(paths, self.folder / "images.jsonl" if fresh else None)
             self.meta = {**meta, "images": listed}
-            if not fresh and json.loads(run.read_text()) != self.meta:
+            if not fresh and not same(json.loads(run.read_text()), self.meta):
                 raise DataError(f"{self.folder} is of another model or other images; delete it, or choose another file")
+            if fresh:  # whatever rows lie there are of another run
+                for name in ("rows.f32", "journal.jsonl"):
+                    (self.folder / name).unlink(missing_ok=True)
             self._open()
             if fresh:
                 _write(run, json.dumps(self.meta))
@@ -162,6 +165,11 @@ class Partial:
         os.truncate(rows, 4 * self.meta["dim"] * self.rows)
         os.truncate(journal, end)
         self._rows, self._journal = (self._files.enter_context(path.open("ab")) for path in paths)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two files are of the same images by the same weights; a model may be spelt in several ways."""
+    return {**one, "model": ""} == {**other, "model": ""}
 
 
 def skipped_file(out: Path) -> Path:
