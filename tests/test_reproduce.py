@@ -482,7 +482,7 @@ def test_the_overview_has_everything(world, tmp_path, capsys, monkeypatch):
     assert "digits-resnet20-x0.02: 2 of 2 cells" in text
     said = text.partition("## What the intervals say")[2].partition("\n## ")[0]
     assert said.count(f"| {plan.stem} |") == 3 and "top-1" in said
-    assert "| tcl_resnet20_cifar10 | - | - | 10 M views of ResNet-20: a day of a small CPU" in text
+    assert "| tcl_resnet20_cifar10 | - | - | 10 M views of ResNet-20: hours of a small CPU" in text
     assert text.count("not run yet") >= len(GRIDS) - 1
 
 

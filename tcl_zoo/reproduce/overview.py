@@ -197,6 +197,6 @@ def _why_not(name: str) -> str:
     except RecipeError:
         return f"{MISSING}: no recipe"
     views = setting.epochs * IMAGES[setting.dataset] * setting.views
-    where = "a day of a small CPU, or a GPU" if setting.encoder == "resnet20" else "waits for a GPU"
+    where = "hours of a small CPU, or a GPU" if setting.encoder == "resnet20" else "waits for a GPU"
     reason = f"{views / 1e6:,.0f} M views of {setting.encoder.replace('resnet', 'ResNet-')}: {where}"
     return f"{reason}, and for images that cannot be downloaded freely" if setting.dataset == "imagenet100" else reason
