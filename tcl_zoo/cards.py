@@ -263,28 +263,3 @@ def _classes(config: dict[str, Any]) -> str:
     labels = config["pretrained_cfg"]["label_names"]
     shown = ", ".join(labels[:20])
     return shown if len(labels) <= 20 else f"{shown}, ... ({len(labels)} in `config.json`)"
-
-
-def zoo_table(configs: dict[str, dict[str, Any]]) -> str:
-    """``model_cards/README.md``: one line per release.
-
-    Args:
-        configs: name to ``config.json``.
-    """
-    lines = [
-        "# The released models",
-        "",
-        "Generated from the cards. Top-1 in percent on the test split, last epoch, one run each.",
-        "",
-        "| name | top-1 | thesis | n | protocol | seed | parameters | size | trained in |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, config in configs.items():
-        facts = config["tcl_zoo"]
-        results, thesis = facts["results"], reported(name)
-        lines.append(
-            f"| [{name}]({name}/README.md) | {results['top1']:.2f} | {thesis[0] if thesis else '-'} "
-            f"| {results['n']:,} | {results['protocol']} | {results['seed']} | {facts['parameters'] / 1e6:.2f} M "
-            f"| {facts['bytes'] / 1e6:.1f} MB | {duration(facts['seconds'])} |"
-        )
-    return "\n".join(lines) + "\n"

@@ -19,7 +19,8 @@ import safetensors.torch
 import torch
 
 from . import index
-from .cards import card, zoo_table
+from .card_tables import zoo_table
+from .cards import card
 from .datasets import load
 from .errors import TrainingError, WeightsError
 from .evaluate import load_run

@@ -16,6 +16,7 @@ from PIL import Image
 
 import tcl_zoo
 from tcl_zoo import index
+from tcl_zoo.card_tables import side_by_side
 from tcl_zoo.recipes import from_dict, recipe
 from tcl_zoo.verify import verify
 from tcl_zoo.weights import read_config
@@ -55,6 +56,12 @@ def test_digits_verify_and_pass_their_floor(name):
     checked = verify(name, device="cpu")
     assert checked.ok and checked.same_data
     assert checked.measured >= 97.5
+
+
+def test_readme_shows_what_the_cards_say():
+    lines = side_by_side({name: read_config(CARDS / name) for name in RELEASED}, "model_cards/")
+    assert "\n".join(["", *lines, ""]) in (ROOT / "README.md").read_text(), "\n".join(["should be:", *lines])
+    assert sum(line.count("](model_cards/") for line in lines) == len(RELEASED)
 
 
 def test_total_size():
