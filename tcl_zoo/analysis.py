@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import TrainingError
-from .losses import TCLLoss, _check
+from .losses import TCLLoss, check_arguments
 from .ranks import Shares, ranks
-from .runs import write_atomically
+from .runs import read_jsonl, write_atomically
 
 # Entries of a strip of the similarity matrix: some anchors against the whole batch.
 _STRIP = 1 << 20
@@ -57,7 +57,7 @@ def gradient_responses(
     Raises:
         ValueError: a value out of range, wrong shapes, or labels that are no integers.
     """
-    _check(embeddings, labels, temperature, k1, k2, "mean")
+    check_arguments(embeddings, labels, temperature, k1, k2, "mean")
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
         columns, everybody, offset = rows, labels, 0
@@ -155,16 +155,5 @@ class GradientLog:
     def rewind(self, step: int) -> None:
         """Drops the lines from this step on, which is still to come: they will be written again."""
         if self._writes and self.file.exists():
-            kept = "".join(json.dumps(line) + "\n" for line in read_gradients(self.file) if line["step"] < step)
+            kept = "".join(json.dumps(line) + "\n" for line in read_jsonl(self.file) if line["step"] < step)
             write_atomically(self.file, lambda part: part.write_text(kept, encoding="utf-8"))
-
-
-def read_gradients(file: Path) -> list[dict[str, Any]]:
-    """The lines of a ``gradients.jsonl`` in the order of the steps; a line cut by a kill is left out."""
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -83,7 +83,7 @@ def evaluate_run(
         features(model, train, normalise, device, "train features", workers),
         features(model, test, normalise, device, "test features", workers),
     )
-    if recipe.contrastive:
+    if recipe.needs_probe:
         result: ProbeResult = linear_probe(
             model,
             train,

@@ -94,7 +94,9 @@ class _ReducedLoss(torch.autograd.Function):
         return (gradient * (upstream * ctx.weight)).to(ctx.dtype), None, None, None, None, None, None, None
 
 
-def _check(embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, reduction: str) -> None:
+def check_arguments(
+    embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, reduction: str
+) -> None:
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
     if not (math.isfinite(k1) and k1 >= 0):
@@ -152,7 +154,7 @@ def tuned_contrastive_loss(
         RuntimeWarning: no anchor has a positive; the loss is 0 with a zero gradient. A GPU is silent: asking it would
             empty its queue at every step.
     """
-    _check(embeddings, labels, temperature, k1, k2, reduction)
+    check_arguments(embeddings, labels, temperature, k1, k2, reduction)
     arguments = embeddings, labels, temperature, k1, k2, gather
     if reduction == "none":
         return _PerAnchorLoss.apply(*arguments)
@@ -179,7 +181,7 @@ class TCLLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, k1: float = 5000.0, k2: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
-        _check(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), temperature, k1, k2, reduction)
+        check_arguments(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), temperature, k1, k2, reduction)
         self.temperature, self.k1, self.k2, self.reduction = temperature, k1, k2, reduction
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ class Recipe:
         check(vars(self))
 
     @property
-    def contrastive(self) -> bool:
-        """Whether the objective works on pairs of embeddings (and is followed by a linear phase)."""
+    def needs_probe(self) -> bool:
+        """Whether the objective trains no classifier, so that a linear phase follows."""
         return self.objective != "ce"
 
     @property
@@ -223,7 +223,7 @@ def recipe(name: str) -> Recipe:
 
 def _with_probe_batch(made: Recipe) -> Recipe:
     """The linear phase takes as many images a step as the contrastive one did (SPEC section 3)."""
-    supervised = made.contrastive and not made.self_supervised
+    supervised = made.needs_probe and not made.self_supervised
     return dataclasses.replace(made, probe_batch=made.batch_images) if supervised else made
 
 

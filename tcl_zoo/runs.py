@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -163,17 +164,9 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines written so far; a line cut by a kill, and what follows it, is left out."""
-        lines: list[dict[str, Any]] = []
-        if self.metrics_file.is_file():
-            for text in self.metrics_file.read_bytes().splitlines():
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    break
-                if not isinstance(line, dict) or line.get("epoch") != len(lines) or "loss" not in line:
-                    break
-                lines.append(line)
-        return lines
+        lines = enumerate(read_jsonl(self.metrics_file))
+        sound = itertools.takewhile(lambda item: item[1].get("epoch") == item[0] and "loss" in item[1], lines)
+        return [line for _, line in sound]
 
     def rewind_metrics(self, epoch: int) -> None:
         """Drops the lines of ``epoch`` and later: they will be written again."""
@@ -234,6 +227,23 @@ def _sums(folder: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file of a checkpoint."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS)
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one on each line; one cut by a kill, and what follows it, is left out.
+
+    Empty where there is no file.
+    """
+    lines: list[dict[str, Any]] = []
+    for text in file.read_bytes().splitlines() if file.is_file() else ():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
+    return lines
 
 
 def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Plan] = from_dict) -> dict[str, Any]:

@@ -4,38 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
 from . import __version__
 from .errors import TrainingError
 from .runs import Run, writing
 from .stopping import agreed
 
+LOOK_EVERY = 20  # steps between two looks at the losses: a look waits for the device
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-class Resumable(Protocol):
-    """A training that stands at ``epoch`` and ``step_done``, and can be saved and loaded there."""
+class Session(ABC):
+    """Where a training stands: ``epoch`` and ``step_done``, the training time, the losses of the epoch under way.
+
+    Attributes:
+        losses: [steps of an epoch] of this process, on the device until somebody looks.
+    """
 
     accelerator: Accelerator
-    epoch: int
-    step_done: int
+    epoch: int = 0
+    step_done: int = 0
+    seconds: float = 0.0
+    losses: Tensor
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes everything to go on."""
+        """Writes everything to go on bit for bit."""
 
+    @abstractmethod
     def load(self, folder: Path) -> None:
         """Reads what :meth:`save` wrote."""
+
+    @abstractmethod
+    def suggestion(self) -> str:
+        """What to try where the loss is not finite."""
+
+    def batch_losses(self, upto: int) -> Tensor:
+        """Losses [upto] of the whole batches: the mean over the processes, all of which ask at the same steps."""
+        losses = self.losses[:upto]
+        if self.accelerator.num_processes > 1:
+            losses = self.accelerator.reduce(losses.clone(), "mean")  # type: ignore[assignment]
+        return losses
+
+    def check(self, upto: int) -> float:
+        """Mean loss of the epoch's steps before ``upto``; waits for the device and the other processes.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite; names the epoch and the first such step.
+        """
+        losses = self.batch_losses(upto)
+        mean = float(losses.mean())
+        if not math.isfinite(mean):
+            bad = int((~losses.isfinite()).nonzero()[0])
+            raise TrainingError(
+                f"the loss became {float(losses[bad])} at epoch {self.epoch + 1}, step {bad + 1}; {self.suggestion()}"
+            )
+        return mean
 
 
 def create_accelerator(
@@ -88,7 +126,7 @@ def within_memory(accelerator: Accelerator, batch: str, *ways: str) -> Iterator[
         ) from None
 
 
-def resume(trainer: Resumable, run: Run) -> None:
+def resume(trainer: Session, run: Run) -> None:
     """Loads the newest checkpoint that every process can read; sets those aside that are newer.
 
     Raises:
@@ -117,7 +155,7 @@ def resume(trainer: Resumable, run: Run) -> None:
     accelerator.wait_for_everyone()
 
 
-def checkpoint(trainer: Resumable, run: Run) -> None:
+def checkpoint(trainer: Session, run: Run) -> None:
     """Writes a checkpoint of all processes into the run folder."""
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1:

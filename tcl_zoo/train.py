@@ -22,12 +22,10 @@ from .processes import naming_the_lost
 from .progress import progress
 from .recipes import Recipe, flat
 from .runs import Run, save_module, write_json
-from .sessions import checkpoint, create_accelerator, environment, resume, within_memory
+from .sessions import LOOK_EVERY, checkpoint, create_accelerator, environment, resume, within_memory
 from .stopping import Stop, agreed
 from .trainer import Trainer
 
-# Steps between two looks at the losses: a look waits for the device (one process on a CPU looks at every step).
-_LOOK_EVERY = 20
 # Seconds between checkpoints that nothing asks for. On a CPU every epoch has one; a GPU may need no longer for an
 # epoch than for a checkpoint.
 _PAUSE, _PAUSES = 60.0, {"cpu": 0.0}
@@ -91,10 +89,10 @@ def train(
         DataError: the data set is missing or damaged.
     """
     started = time.monotonic()
-    if gradient_accumulation_steps > 1 and recipe.contrastive:
+    if gradient_accumulation_steps > 1 and recipe.needs_probe:
         raise TrainingError(
-            "gradient accumulation changes a contrastive loss: each part would see its own negatives only; "
-            "lower batch_views instead (the loss itself needs memory linear in it)"
+            f"gradient accumulation is for ce only: the loss of {recipe.objective} looks at all images of a batch "
+            "together, and would see those of one part; lower batch_views instead"
         )
     if gradient_accumulation_steps < 1 or recipe.batch_images % gradient_accumulation_steps:
         raise TrainingError(
@@ -110,7 +108,7 @@ def train(
             run_dir / "gradients.jsonl", trainer.network, log_gradients, accelerator.is_main_process
         )
     smaller = [f"--set batch_views={recipe.views * max(1, recipe.batch_images // 2)}"]
-    smaller += [] if recipe.contrastive else [f"--gradient-accumulation-steps {2 * gradient_accumulation_steps}"]
+    smaller += [] if recipe.needs_probe else [f"--gradient-accumulation-steps {2 * gradient_accumulation_steps}"]
     with naming_the_lost(), within_memory(accelerator, f"{recipe.batch_views} views", *smaller):
         with accelerator.main_process_first():
             settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
@@ -193,11 +191,11 @@ def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
         bar.update()
         if every_step and not trainer.losses[trainer.step_done - 1].isfinite():
             trainer.check(trainer.step_done)
-        if trainer.step_done % _LOOK_EVERY == 0 or trainer.step_done == steps:
+        if trainer.step_done % LOOK_EVERY == 0 or trainer.step_done == steps:
             rate = (trainer.step_done - start) * trainer.recipe.batch_views / (now - first)
             loss = trainer.check(trainer.step_done)
             bar.set_postfix_str(f"epoch {trainer.epoch + 1} loss {loss:.3f} lr {lr:.3g} {rate:,.0f} views/s", False)
-        look = trainer.step_done % _LOOK_EVERY == 0
+        look = trainer.step_done % LOOK_EVERY == 0
         if trainer.step_done < steps and agreed(trainer.accelerator, stop(), look):
             trainer.check(trainer.step_done)
             return False

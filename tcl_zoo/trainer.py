@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from ._ssl_recipes import unused_fields
 from .analysis import GradientLog
 from .augment import MultiCrop
 from .batches import Batches
@@ -21,6 +21,7 @@ from .graphs import GraphedBackward
 from .objectives import Objective, Views, create_objective
 from .optimizers import create_optimizer
 from .recipes import Recipe
+from .sessions import Session
 from .splits import FolderSplit, Split
 
 
@@ -36,7 +37,7 @@ class Network(nn.Module):
         return self.objective(self.encoder, views, labels)
 
 
-class Trainer:
+class Trainer(Session):
     """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step``).
 
     Args:
@@ -90,9 +91,6 @@ class Trainer:
         share = recipe.batch_images // accelerator.num_processes
         if share % accumulation:
             raise TrainingError(f"{accumulation} accumulation steps do not divide the {share} images of each process")
-        self.epoch = self.step_done = 0
-        self.seconds = 0.0
-        # Losses of the epoch's steps, on the device until somebody looks.
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
         self.gradients: GradientLog | None = None
 
@@ -148,39 +146,22 @@ class Trainer:
         """What the objective logs of its last step; waits for the device."""
         return {key: float(value) for key, value in self.bare.objective.logged().items()}
 
-    def _everywhere(self, upto: int) -> Tensor:
-        """Losses [upto] of the whole batches: the mean over the processes, all of which ask at the same steps."""
-        losses: Tensor = self.losses[:upto]
-        return self.accelerator.reduce(losses.clone(), "mean") if self.accelerator.num_processes > 1 else losses
-
-    def check(self, upto: int) -> float:
-        """Mean loss of the steps before ``upto``; waits for the device and the other processes.
-
-        Raises:
-            TrainingError: a loss is NaN or infinite; names the epoch and the first such step.
-        """
-        losses = self._everywhere(upto)
-        mean = float(losses.mean())
-        if not math.isfinite(mean):
-            bad = int((~losses.isfinite()).nonzero()[0])
-            raise TrainingError(
-                f"the loss became {float(losses[bad])} at epoch {self.epoch + 1}, step {bad + 1}; {self._suggestion()}"
-            )
-        return mean
-
-    def _suggestion(self) -> str:
+    def suggestion(self) -> str:
+        """A lower learning rate, and what else the precision and the objective let one try."""
         recipe = self.recipe
         advice = f"try a lower learning rate (--set lr={recipe.lr / 2:g})"
         if self.accelerator.mixed_precision == "fp16":
             return advice + ", or --precision bf16"
-        return advice + (f" or a higher temperature than {recipe.temperature:g}" if recipe.contrastive else "")
+        if "temperature" in unused_fields(recipe.objective):
+            return advice
+        return f"{advice} or a higher temperature than {recipe.temperature:g}"
 
     def save(self, folder: Path) -> None:
         """Everything to go on bit for bit, through accelerate."""
         if self.gradients:
             self.gradients.flush()
         self.accelerator.save_state(str(folder))
-        losses = self._everywhere(self.step_done)
+        losses = self.batch_losses(self.step_done)
         if self.accelerator.is_main_process:
             state = {
                 "epoch": self.epoch,

@@ -20,10 +20,11 @@ from torch import nn
 
 from tcl_zoo import analysis
 from tcl_zoo import train as train_module
-from tcl_zoo.analysis import GradientLog, gradient_responses, read_gradients
+from tcl_zoo.analysis import GradientLog, gradient_responses
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.losses import TCLLoss, tuned_contrastive_loss
 from tcl_zoo.recipes import recipe
+from tcl_zoo.runs import read_jsonl
 from tcl_zoo.train import train
 
 SETTINGS = [(0.1, 0.0, 1.0), (0.1, 5000.0, 1.0), (0.1, 50000.0, 3.25), (0.005, 5000.0, 1.0), (0.5, 1.0, 1.5)]
@@ -157,7 +158,7 @@ def test_the_log_of_a_stopped_training_is_that_of_an_undisturbed_one(short, digi
     with (tmp_path / "parts" / "gradients.jsonl").open("a") as file:  # a kill after the flush, before the checkpoint
         file.write('{"step": 10, "positives": 0, "negatives": 0}\n{"step": 12, "posi')
     assert train(short, run_dir=tmp_path / "parts", split=digits, cpu=True, log_gradients=2).finished
-    whole, parts = (read_gradients(tmp_path / name / "gradients.jsonl") for name in ("whole", "parts"))
+    whole, parts = (read_jsonl(tmp_path / name / "gradients.jsonl") for name in ("whole", "parts"))
     assert [line["step"] for line in whole] == [0, 2, 4, 6, 8, 10]
     assert whole == parts
     assert all(line["positives"] > 0 and 0 < line["negatives"] < 1 for line in whole)
@@ -179,7 +180,7 @@ def test_what_is_logged_is_what_the_loss_saw(tmp_path):
         network[0](z if step == 3 else z.flip(0), labels)
         log.log(step)
     log.flush()
-    lines = read_gradients(tmp_path / "gradients.jsonl")
+    lines = read_jsonl(tmp_path / "gradients.jsonl")
     assert [line["step"] for line in lines] == [0, 3]
     assert [lines[1]["positives"], lines[1]["negatives"]] == pytest.approx(oracle(z, labels, 0.2, 40.0, 2.0))
 
@@ -222,7 +223,7 @@ def test_the_training_command_logs_on_request(tmp_path, monkeypatch, capsys):
     arguments = ["supcon_resnet20_digits", "--set", "epochs=1", "--protocol", "none", "--cpu", "--log-gradients", "5"]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--run-dir", str(tmp_path / "run")])
     assert script.main() == 0, capsys.readouterr()
-    lines = read_gradients(tmp_path / "run" / "gradients.jsonl")
+    lines = read_jsonl(tmp_path / "run" / "gradients.jsonl")
     assert [line["step"] for line in lines] == [0, 5, 10, 15, 20]
     # SupCon: the shares of one anchor add up to 1, and on this data no positive is pushed away at the start.
     assert lines[0]["positives"] == pytest.approx(lines[0]["negatives"], rel=1e-3)

@@ -228,7 +228,7 @@ def test_commands_have_help_with_an_example(capsys, command):
         (["byol_resnet20_digits", "--set", "views=3"], "compares two views"),
         (["tcl_resnet20_digits", "--time-limit", "soon"], "is not a time"),
         (["tcl_resnet20_cifar10", "--data-dir", "/nowhere"], "cifar10 not found under /nowhere"),
-        (["tcl_resnet20_digits", "--gradient-accumulation-steps", "2"], "its own negatives"),
+        (["tcl_resnet20_digits", "--gradient-accumulation-steps", "2"], "is for ce only"),
     ],
 )
 def test_train_script_refuses(tmp_path, args, message):

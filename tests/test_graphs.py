@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tcl_zoo.analysis import GradientLog, read_gradients
+from tcl_zoo.analysis import GradientLog
 from tcl_zoo.augment import Augment
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.graphs import GraphedBackward
 from tcl_zoo.recipes import recipe
+from tcl_zoo.runs import read_jsonl
 from tcl_zoo.sessions import create_accelerator
 from tcl_zoo.train import train
 from tcl_zoo.trainer import Trainer
@@ -79,7 +80,7 @@ def test_gradients_are_logged_from_replays(tmp_path) -> None:
         made.gradients = GradientLog(tmp_path / f"{graphs}.jsonl", made.network, 2)
         weights_after(made, 5)
         made.gradients.flush()
-        lines.append(read_gradients(made.gradients.file))
+        lines.append(read_jsonl(made.gradients.file))
         assert (made._graphed is not None) == graphs
     assert [line["step"] for line in lines[0]] == [0, 2, 4]
     for ours, theirs in zip(*lines, strict=True):

@@ -180,7 +180,7 @@ def test_self_supervised_table(entry):
         variant = ".p256" if (method, size) in (("ARB", "256"), ("Barlow", "256")) else ""
         r = recipe(f"{method.lower()}_resnet18_{dataset}{variant}")
         assert reported(r.name) == (float(figure), "Table 5.2")
-        assert r.self_supervised and r.contrastive
+        assert r.self_supervised and r.needs_probe
         assert (r.epochs, r.batch_images) == (400 if dataset == "imagenet100" else 1000, 256)
         assert (r.warmup_epochs, r.probe_epochs, r.probe_lr) == (10, 100, 0.5)
         if method not in ("SwAV", "WMSE"):  # 128 and 64 in solo-learn, where the table's figures come from

@@ -140,7 +140,7 @@ def test_scale_is_the_share_of_the_steps(name, factor):
         whole, part = scaled(cell, Scale()), scaled(cell, Scale(factor))
         share = part.recipe.epochs * part.used / (whole.recipe.epochs * whole.used)
         assert share == pytest.approx(factor, rel=0.03)
-        assert part.images is None or part.recipe.epochs == (MIN_EPOCHS if part.recipe.contrastive else 9)
+        assert part.images is None or part.recipe.epochs == (MIN_EPOCHS if part.recipe.needs_probe else 9)
         same = ("epochs", "name")
         changed = {k for k, v in part.recipe.to_dict().items() if whole.recipe.to_dict()[k] != v}
         assert changed <= set(same)
@@ -380,7 +380,7 @@ def test_the_estimate_comes_from_the_first_epochs(tmp_path):
     store.folder(ours).mkdir()
     (store.folder(ours) / "recipe.json").write_text(json.dumps({"recipe": ours.recipe.to_dict(), "settings": {}}))
     line = {"epoch": 1, "seconds": 50.0, "views": ours.views // 5}
-    (store.folder(ours) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (store.folder(ours) / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"epoch": 2, "sec')  # cut by a kill
     assert seconds_left(ours, store.state(ours), rates(store)) == pytest.approx(200, rel=1e-3)
     assert seconds_left(other, store.state(other), rates(store)) == pytest.approx(250, rel=1e-3)
     slower = dataclasses.replace(other, recipe=recipe("tcl_resnet50_cifar100"))

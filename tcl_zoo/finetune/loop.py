@@ -21,7 +21,7 @@ from ..errors import TrainingError
 from ..processes import naming_the_lost
 from ..progress import progress
 from ..runs import Run, save_module
-from ..sessions import checkpoint, create_accelerator, environment, resume, within_memory
+from ..sessions import LOOK_EVERY, checkpoint, create_accelerator, environment, resume, within_memory
 from ..splits import FolderSplit, Split
 from ..stopping import Stop, agreed
 from .export import export, no_release, parent_facts
@@ -29,7 +29,6 @@ from .plan import Plan, from_dict
 from .tuner import Tuner
 
 BEST_FILE = "best.safetensors"
-_LOOK_EVERY = 20  # steps between two looks at the losses: a look waits for the device
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def _epoch(tuner: Tuner, stop: Stop, bar: tqdm[Any]) -> bool:
         now = time.monotonic()
         tuner.seconds, clock = tuner.seconds + now - clock, now
         bar.update()
-        look = tuner.step_done % _LOOK_EVERY == 0
+        look = tuner.step_done % LOOK_EVERY == 0
         if look or tuner.step_done == steps:
             loss, best = tuner.check(tuner.step_done), tuner.best.get("top1")
             val = f" kept val {best:.2f}" if best is not None else ""

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ..batches import Batches
 from ..errors import TrainingError
 from ..features import normaliser, predict
+from ..sessions import Session
 from ..splits import FolderSplit, Split, subset
 from .plan import Plan
 
 
-class Tuner:
+class Tuner(Session):
     """The state of a fine-tuning: model, optimiser, average, the best so far, and where it stands.
 
     Args:
@@ -76,8 +77,6 @@ class Tuner:
             classes = len(train.classes)
             self.mixup = Mixup(plan.mixup, plan.cutmix, label_smoothing=plan.smoothing, num_classes=classes)
             self.loss = SoftTargetCrossEntropy()
-        self.epoch = self.step_done = 0
-        self.seconds = 0.0
         self.losses = torch.zeros(self.batches.steps, device=accelerator.device)
         self.measured: dict[str, Any] = {}  # epoch, top1, loss of the last measurement
         self.best: dict[str, Any] = {}  # of the one whose weights are kept
@@ -156,25 +155,18 @@ class Tuner:
         hits, loss = acc.reduce(sums).tolist()
         return 100 * hits / len(self.val), loss / len(self.val)
 
-    def check(self, upto: int) -> float:
-        """Mean loss of the epoch's steps before ``upto``; waits for the device.
-
-        Raises:
-            TrainingError: a loss is NaN or infinite.
-        """
-        mean = float(self.losses[:upto].mean())
-        if not math.isfinite(mean):
-            advice = f"try a lower learning rate (--lr {self.plan.lr / 3:.1g})"
-            raise TrainingError(f"the loss became {mean} in epoch {self.epoch + 1}; {advice} or --clip-grad 1")
-        return mean
+    def suggestion(self) -> str:
+        """A lower learning rate, or shorter gradients."""
+        return f"try a lower learning rate (--lr {self.plan.lr / 3:.1g}) or --clip-grad 1"
 
     def save(self, folder: Path) -> None:
         """Everything to go on bit for bit, through accelerate."""
         self.accelerator.save_state(str(folder))
+        losses = self.batch_losses(self.step_done)
         if self.accelerator.is_main_process:
             keys = ("epoch", "step_done", "seconds", "best", "highest", "measured_since")
             state = {key: getattr(self, key) for key in keys}
-            state["losses"] = self.losses[: self.step_done].tolist()
+            state["losses"] = losses.tolist()
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: Path) -> None:

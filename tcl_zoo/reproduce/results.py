@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..analysis import read_gradients
-from ..runs import write_atomically
+from ..runs import read_jsonl, write_atomically
 from .figures import gradient_figure, top1_figure
 from .grids import Cell
 from .markdown import write_markdown
@@ -91,7 +90,7 @@ def measure(plan: Plan, store: Store) -> list[Measured]:
         item.values["top1"][entry.seed] = state.top1
         log = state.folder / "gradients.jsonl"
         if plan.grid.kind == "gradients" and log.is_file():
-            lines = item.curves[entry.seed] = read_gradients(log)
+            lines = item.curves[entry.seed] = read_jsonl(log)
             for which in ("positives", "negatives"):
                 item.values.setdefault(which, {})[entry.seed] = statistics.fmean(line[which] for line in lines)
     return list(found.values())

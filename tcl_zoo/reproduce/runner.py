@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import RunInUseError, TrainingError
 from ..recipes import Recipe
+from ..runs import read_jsonl
 from ..stopping import Stop
 from .scale import Job, balanced
 
@@ -124,12 +125,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def progress_of(folder: Path) -> tuple[int, float]:
     """Views and seconds of training that a run folder's ``metrics.jsonl`` tells of."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        last = json.loads(lines[-1])
-        return int(last["views"]), float(last["seconds"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0, 0.0
+    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line.keys() >= {"views", "seconds"}]
+    return (int(lines[-1]["views"]), float(lines[-1]["seconds"])) if lines else (0, 0.0)
 
 
 def rates(store: Store) -> dict[tuple[str, str, str], float]:

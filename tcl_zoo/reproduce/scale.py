@@ -104,7 +104,7 @@ def scaled(cell: Cell, scale: Scale, seed: int = 0) -> Job:
     base = dataclasses.replace(override(base, cell.settings), seed=seed)
     if scale.factor == 1:
         return Job(base)
-    least = MIN_EPOCHS if base.contrastive else MIN_EPOCHS * 3 // 2
+    least = MIN_EPOCHS if base.needs_probe else MIN_EPOCHS * 3 // 2
     wanted, kept = base.epochs * scale.factor, min(base.epochs, least)
     if wanted >= kept:
         return Job(_with_epochs(base, round(wanted)))
