@@ -10,10 +10,10 @@ import torch
 import tcl_zoo
 from tcl_zoo.batches import Normalise
 from tcl_zoo.datasets import load
-from tcl_zoo.evaluate import load_run
 from tcl_zoo.memory import keep_freed
 from tcl_zoo.probe import fit_linear, linear_probe
 from tcl_zoo.recipes import recipe
+from tcl_zoo.runs import load_run
 
 from .timing import curves, write_csv
 

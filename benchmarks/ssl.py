@@ -21,10 +21,10 @@ from tcl_zoo._ssl_recipes import SELF_SUPERVISED
 from tcl_zoo.augment.ops import resized_crop
 from tcl_zoo.batches import Normalise
 from tcl_zoo.datasets import Split, load
-from tcl_zoo.evaluate import load_run
 from tcl_zoo.features import features
 from tcl_zoo.probe import fit_linear, knn_probe, linear_probe
 from tcl_zoo.recipes import DATA, Recipe, override, recipe
+from tcl_zoo.runs import load_run
 from tcl_zoo.splits import holdout
 from tcl_zoo.train import train
 

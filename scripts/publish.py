@@ -11,8 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tcl_zoo import index
+from tcl_zoo import __version__, index
 from tcl_zoo.cli import FAILED, OK, Parser, guarded
+
+TAG = f"v{__version__}"
 
 
 def _parser() -> Parser:
@@ -39,6 +41,7 @@ def _parser() -> Parser:
     parser.add_argument("--transfer", metavar="CSV", help="enter what tcl-zoo probe --csv wrote into the card of NAME")
     parser.add_argument("--repo-id", metavar="ORG/NAME", help="where to publish")
     parser.add_argument("--org", help="where to publish: ORG/NAME of each release")
+    parser.add_argument("--tag", default=TAG, help=f"of the commit (default: {TAG}, the package's version)")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument(
         "--dry-run", action="store_true", help="check, and show files, sizes and the card; send nothing"
@@ -78,6 +81,7 @@ def main() -> int:
     from tcl_zoo.release import release, update_index
 
     out, indexed = args.out, not args.no_index
+    args.name = args.name and args.name.rstrip("/")  # a shell completes a folder's name with it
     names = [args.name] if args.name else list(index.entries()) if args.all else []
     if args.name and not (out / args.name).is_dir():
         parser.error(f"{out / args.name} is no release folder")
@@ -99,9 +103,9 @@ def main() -> int:
         for name in names:
             repo_id = args.repo_id or (f"{args.org}/{name}" if args.org else None)
             if args.dry_run or repo_id is None:
-                print(preview(out / name, repo_id, args.data_dir, indexed=indexed))
+                print(preview(out / name, repo_id, args.data_dir, indexed=indexed, tag=args.tag))
                 continue
-            done = publish(out / name, repo_id, args.data_dir, private=args.private, indexed=indexed)
+            done = publish(out / name, repo_id, args.data_dir, private=args.private, indexed=indexed, tag=args.tag)
             what = f"sent {', '.join(done.sent)}" if done.sent else "nothing to send"
             print(f"{name}: hf-hub:{done.repo_id}@{done.revision} ({done.tag}): {what}")
     except ReleaseCheckError as error:

@@ -18,7 +18,8 @@ def main() -> int:
         description=__doc__,
         example="""
             python scripts/train.py tcl_resnet20_cifar10 --data-dir data --set epochs=5
-            accelerate launch scripts/train.py tcl_resnet50_cifar100 --data-dir data --time-limit 9m
+            accelerate launch scripts/train.py tcl_resnet50_cifar100 \\
+                --data-dir data --time-limit 9m
         """,
     )
     parser.add_argument("name", help="what to train: <objective>_<encoder>_<dataset>[.<variant>]")

@@ -86,7 +86,7 @@ _IMAGENET: dict[str, dict[str, Any]] = {
     "byol": {"lr": 0.5, "weight_decay": 1e-6, "options": {"predictor_hidden": 8192}},
     "dino": {"options": {"local_size": 96}},
     "moco": {"options": {"queue_size": 65536}},
-    "ressl": {"lr": 0.3},
+    "ressl": {"lr": 0.3, "options": {"queue_size": 65536}},  # solo-learn's default: the images are as many as that here
     "swav": {"options": {"local_size": 96}},
 }
 _WITH_BLUR = {"asymmetric": "asymmetric_blur", "vicreg": "vicreg_blur", "wmse": "wmse_blur"}
@@ -105,7 +105,13 @@ _DIGITS: dict[str, dict[str, Any]] = {
     # The embeddings differ little at first: only a sharper teacher says more than "all prototypes alike" then.
     # Prototypes stay for a tenth of the steps, not for one. Without batch norm in the head all collapses in 660 steps.
     "dino": {
-        "options": {"teacher_temperature": 0.02, "warmup_temperature": 0.02, "freeze_epochs": 6.0, "head_norm": 1}
+        "options": {
+            "ema_base": 0.99,
+            "teacher_temperature": 0.02,
+            "warmup_temperature": 0.02,
+            "freeze_epochs": 6.0,
+            "head_norm": 1,
+        }
     },
     # What SwAV's authors advise where the loss stays at ln(prototypes), as it did.
     "swav": {"options": {"sinkhorn_epsilon": 0.03, "freeze_epochs": 15.0}},
@@ -165,8 +171,9 @@ def shortened(fields: dict[str, Any], options: dict[str, Any], epochs: int) -> t
     share = epochs / fields["epochs"]
     options = {key: value * share if key.endswith("_epochs") else value for key, value in options.items()}
     if "ema_base" in options:
-        # A teacher that averages over a few hundred steps at most: a short run has not many more.
-        options["ema_base"] = min(options["ema_base"], 0.99)
+        # A teacher averages over the same share of the steps, but over a hundred at least, as most methods' do.
+        base = options["ema_base"]
+        options["ema_base"] = round(min(base, max(0.99, 1 - (1 - base) / share)), 6)
     changes = {"epochs": epochs, "warmup_epochs": min(fields["warmup_epochs"], epochs // 10)}
     return fields | changes, options
 

@@ -72,6 +72,8 @@ def check(fields: Mapping[str, Any]) -> None:
     need(0 <= fields["lr_min_factor"] <= 1, f"lr_min_factor must lie in [0, 1], got {fields['lr_min_factor']}")
     for policy in (fields["augmentation"], fields["probe_augmentation"] or "none"):
         need(policy in AUGMENTATIONS, f"unknown augmentation {policy!r}; known: {', '.join(AUGMENTATIONS)}")
+    if fields["objective"] in ("supcon", "simclr"):
+        need((fields["k1"], fields["k2"]) == (0, 1), "k1 is 0 and k2 is 1 here; others make it tcl or tcl_ssl")
     optimizer, warmup, epochs = fields["optimizer"], fields["warmup_epochs"], fields["epochs"]
     need(optimizer in OPTIMIZERS, f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
     need(0 <= warmup < epochs, f"warmup_epochs ({warmup}) must lie below epochs ({epochs}); set both")

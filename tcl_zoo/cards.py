@@ -128,7 +128,7 @@ def card(
 
     facts = config["tcl_zoo"]
     if "parent" in facts:
-        return finetuned_card(config, pictures, interval)
+        return finetuned_card(config, pictures, interval, repo_id)
     recipe, environment = facts["recipe"], facts["environment"]
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())

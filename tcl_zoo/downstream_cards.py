@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from .datasets import DATASETS
+
 _MEANING = {
     "epochs": "passes over the training images",
     "batch_size": "images in a step",
@@ -25,29 +27,33 @@ def finetuned_metadata(config: dict[str, Any]) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     facts, results = config["tcl_zoo"], config["tcl_zoo"]["results"]
+    known = DATASETS.get(facts["data"])
+    hub_id, title = (known.hub_id or known.name, known.title) if known else (facts["data"], facts["data"])
     measured = []
     if results["top1"] is not None:
         measured = [EvalResult(
-            task_type="image-classification", task_name="Image Classification", dataset_type=facts["data"],
-            dataset_name=facts["data"], dataset_split="test" if "test" in results else "validation",
+            task_type="image-classification", task_name="Image Classification", dataset_type=hub_id,
+            dataset_name=title, dataset_split="test" if "test" in results else "validation",
             metric_type="accuracy", metric_name="Top-1 accuracy", metric_value=round(results["top1"], 2),
         )]  # fmt: skip
     hub = facts["parent"].get("hub")
     base = {"base_model": hub, "base_model_relation": "finetune"} if hub else {}
+    base |= {"datasets": [known.hub_id]} if known and known.hub_id else {}
     return ModelCardData(
         license=config["pretrained_cfg"]["license"], library_name="timm", pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "tcl_zoo"], metrics=["accuracy"], model_name=facts["name"],
-        base_recipe=facts["parent"]["name"], eval_results=measured or None, **base,
+        tags=["image-classification", "image-feature-extraction", "timm", "tcl_zoo"], metrics=["accuracy"],
+        model_name=facts["name"], base_recipe=facts["parent"]["name"], eval_results=measured or None, **base,
     )  # fmt: skip
 
 
-def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: Any) -> str:
+def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: Any, repo_id: str | None = None) -> str:
     """The README.md of a fine-tuned model: its parent, its results, how it was made.
 
     Args:
         config: the release's ``config.json``.
         pictures: files beside it to show.
         interval: (percent, n) to a 95 % interval.
+        repo_id: where it is, or will be, on a Hub.
     """
     from huggingface_hub import ModelCard
 
@@ -79,6 +85,7 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: 
     curve = "![Training loss and learning rate by epoch](training_curve.png)" * ("training_curve.png" in pictures)
     matrix = "![Confusion matrix in percent of the true class](confusion.png)" * ("confusion.png" in pictures)
     results_table = "\n".join(lines)
+    place = f"hf-hub:{repo_id}" if repo_id else "local-dir:PATH/OF/THIS/FOLDER"
     text = f"""
 # {name}
 
@@ -99,13 +106,13 @@ One run, seed {results["seed"]}; weights of epoch {results["last_epoch"]} of {re
 import tcl_zoo
 from PIL import Image
 
-folder = "PATH/OF/THIS/FOLDER"
-model = tcl_zoo.create_model("{name}", pretrained=True, weights_dir=folder).eval()
-transform = tcl_zoo.create_transform("{name}", weights_dir=folder)
+place = "{place}"
+model = tcl_zoo.create_model(place, pretrained=True, sha256="{facts["sha256"]}").eval()
+transform = tcl_zoo.create_transform(place)
 class_index = model(transform(Image.open("image.png"))[None]).argmax(1)
 ```
 
-or `import tcl_zoo, timm; timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True)`.
+or `import tcl_zoo, timm; timm.create_model(place, pretrained=True)`.
 
 Classes, in the order of the logits: {shown}.
 

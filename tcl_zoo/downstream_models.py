@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from . import index
 from .errors import RecipeError, WeightsError
-from .evaluate import load_run
-from .models import create_model, pretrained_cfg
-from .outside import expanded
-from .weights import SOURCES, by_path
+from .models import create_model
+from .places import resolve, run_folder
+from .weights import SOURCES
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
 
@@ -38,10 +35,10 @@ def open_model(
 
     if pretrained and weights_dir is not None and brings_weights(name):
         raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
-    if (run := run_folder(name)) is not None:
-        return _from_run(run, pretrained, timm_kwargs)
+    if run_folder(name) is not None:
+        return create_model(name, pretrained, **{"num_classes": 0, **timm_kwargs})
     known = timm.is_model(name.partition(".")[0])
-    name, weights_dir = by_path(name, None if known else weights_dir)
+    name, weights_dir = resolve(name, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir:
         return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
     if known:
@@ -59,34 +56,11 @@ def brings_weights(name: str) -> bool:
     return run_folder(name) is not None or timm.is_model(name.partition(".")[0])
 
 
-def run_folder(name: str) -> Path | None:
-    """The finished run folder of this path, or None; a model's name is no path."""
-    place = expanded(name, WeightsError)
-    return place if not index.is_model_name(name) and (place / "encoder.safetensors").is_file() else None
-
-
 def own_name(name: str) -> str:
     """What a model is called: of a release folder its name, of a run folder the folder's, else what was given."""
     if (run := run_folder(name)) is not None:
         return run.resolve().name
-    return by_path(name, None)[0]
-
-
-def _from_run(place: Path, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:
-    """The encoder that training left, before it is released; its classifier, if any, is left out."""
-    import timm
-    from timm.models import load_pretrained
-
-    trained, encoder = load_run(place)
-    cfg = pretrained_cfg(trained.dataset)
-    kwargs = {"in_chans": cfg["input_size"][0], "num_classes": 0} | timm_kwargs
-    model = timm.create_model(trained.architecture, pretrained_cfg=cfg, **kwargs)
-    if pretrained:
-        state = {key: value for key, value in encoder.state_dict().items() if not key.startswith("fc.")}
-        with_state = {**cfg, "state_dict": state, "num_classes": 0}
-        load_pretrained(model, with_state, num_classes=0, in_chans=kwargs["in_chans"], strict=False)
-    model.pretrained_cfg = {**cfg, "architecture": trained.architecture}
-    return model
+    return resolve(name, None)[0]
 
 
 def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **model_args
 
 def _released_state(variant: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """The checked weights of timm's ``architecture.tag``; None where the caller says where the weights are."""
-    from .weights import locate, read_weights  # stands on the floor above; it imports nothing of this file
+    from .weights import locate, read_weights  # of the same floor; it imports nothing of this file
 
     cfg, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
     elsewhere = {"state_dict", "file", "url", "hf_hub_id", "source"}
@@ -101,13 +101,15 @@ def _released_state(variant: str, kwargs: dict[str, Any]) -> dict[str, Any] | No
     return read_weights(locate(name, cache_dir=kwargs.get("cache_dir"))) if name else None
 
 
-def default_cfg(**changes: Any) -> dict[str, Any]:
+def default_cfg(architecture: str, **changes: Any) -> dict[str, Any]:
     """timm's pretrained_cfg of a CIFAR-stem net; ``changes`` are those of one data set and its weights."""
+    stride = 4 if architecture == "resnet20_cifar" else 8  # three stages, or four
+    side = -(-changes.get("input_size", (3, 32, 32))[-1] // stride)
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),
         "min_input_size": (3, 8, 8),
-        "pool_size": (4, 4),
+        "pool_size": (side, side),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "mean": (0.4914, 0.4822, 0.4465),
@@ -125,10 +127,10 @@ def _tagged_cfgs() -> dict[str, dict[str, Any]]:
     for name, entry in index.entries().items():
         if entry["architecture"] in ARCHITECTURES:
             cfgs[f"{entry['architecture']}.{index.timm_tag(name)}"] = default_cfg(
-                **entry["pretrained_cfg"], **index.source(name)
+                entry["architecture"], **entry["pretrained_cfg"], **index.source(name)
             )
     # Last and starred: the bare name stays a plain RGB net without weights, not the release that comes first.
-    return cfgs | {f"{name}.*": default_cfg() for name in ARCHITECTURES}
+    return cfgs | {f"{name}.*": default_cfg(name) for name in ARCHITECTURES}
 
 
 default_cfgs = generate_default_cfgs(_tagged_cfgs())

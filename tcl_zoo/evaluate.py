@@ -9,45 +9,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from .batches import Normalise
 from .datasets import FolderSplit, Split, load
-from .errors import TrainingError
 from .features import features, predict
-from .outside import short
 from .probe import ProbeResult, knn_probe, linear_probe
-from .recipes import DATA, Recipe, from_dict
-from .runs import read_recipe_file, save_module, write_json
-
-
-def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
-    """The recipe and the trained encoder (with its classifier, where the run folder has one) of a finished run.
-
-    Raises:
-        TrainingError: not a run folder, or not finished.
-    """
-    folder = Path(run_dir)
-    recipe = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
-    if not (folder / "encoder.safetensors").is_file():
-        raise TrainingError(f"{folder} is not finished: run scripts/train.py {recipe.name} again to go on")
-    num_classes = 0
-    try:
-        state = load_file(folder / "encoder.safetensors")
-        if (folder / "classifier.safetensors").is_file():
-            classifier = load_file(folder / "classifier.safetensors")
-            state |= {f"fc.{key}": value for key, value in classifier.items()}
-            num_classes = len(classifier["bias"])
-        model = timm.create_model(recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans)
-        model.load_state_dict(state)
-    except Exception as error:  # a damaged file raises whatever its first bad byte meets
-        raise TrainingError(
-            f"the weights in {folder} are damaged ({short(error)}); run scripts/train.py {recipe.name} again"
-        ) from error
-    return recipe, model.eval()
+from .runs import load_run, save_module, write_json
 
 
 def evaluate_run(

@@ -166,6 +166,8 @@ def explain(error: Exception) -> str:
         return "the repository has no such revision"
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return f"the repository has no {str(error.response.url).rpartition('/')[2]} at this revision"
+    if status == 401 and not get_token():
+        return f"{hub} asks for a token, and there is none (`hf auth login`, or set HF_TOKEN)"
     if status == 401:
         return f"{hub} does not accept the token (`hf auth login`, or set another HF_TOKEN)"
     if status == 403:

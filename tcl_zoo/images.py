@@ -34,13 +34,20 @@ def convert(image: Any, mode: str) -> Any:
 
     Rotated as its EXIF says; transparency over white; 16-bit and float gray scaled to 8 bits; the first frame of an
     animation; of a strip more than 32 times as long as wide, the middle.
+
+    Raises:
+        TypeError: no PIL image.
     """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"a PIL image is wanted, not {type(image).__name__}: PIL.Image.open reads one, fromarray makes one"
+        )
     image = _trimmed(_upright(image))
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     elif image.has_transparency_data:
-        from PIL import Image
-
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)

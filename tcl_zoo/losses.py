@@ -115,6 +115,18 @@ def check_arguments(
         raise ValueError(f"labels must be integers, got {labels.dtype}")
 
 
+@torch.compiler.disable
+def _check_lengths(embeddings: Tensor) -> None:
+    if isinstance(embeddings, Tensor) and embeddings.ndim == 2 and embeddings.is_floating_point() and len(embeddings):
+        lengths = embeddings.detach().float().norm(dim=1)
+        if bool((lengths - 1).abs().max() > 0.05):
+            warnings.warn(
+                f"the embeddings' lengths are {float(lengths.min()):.2g} to {float(lengths.max()):.2g}, not 1: pass "
+                "torch.nn.functional.normalize(embeddings, dim=1)",
+                stacklevel=4,
+            )
+
+
 def tuned_contrastive_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -183,9 +195,13 @@ class TCLLoss(nn.Module):
         super().__init__()
         check_arguments(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), temperature, k1, k2, reduction)
         self.temperature, self.k1, self.k2, self.reduction = temperature, k1, k2, reduction
+        self._looked = False
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """[N, D] unit rows and [N] integer labels to a scalar (or [N])."""
+        """[N, D] unit rows and [N] integer labels to a scalar (or [N]); warns where the first batch is not of them."""
+        if not self._looked:  # once: on a GPU it waits for the device
+            self._looked = True
+            _check_lengths(embeddings)
         several = ranks()[1] > 1
         return tuned_contrastive_loss(embeddings, labels, self.temperature, self.k1, self.k2, self.reduction, several)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import index
-from .errors import WeightsError
+from .errors import RecipeError, WeightsError
 from .images import convert
-from .recipes import DATA, names, recipe
+from .places import resolve, run_folder
+from .recipes import DATA, from_dict, names, recipe
 from .thesis import reported
 from .weights import SOURCES, locate, read_config, read_weights, release_folder
 
@@ -19,13 +22,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def list_models(pattern: str | Iterable[str] = "*", pretrained: bool = False) -> list[str]:
+def list_models(
+    pattern: str | Iterable[str] = "*", pretrained: bool = False, exclude_filters: str | Iterable[str] = ()
+) -> list[str]:
     """Names that match, as timm's ``list_models``.
 
     Args:
         pattern: an ``fnmatch`` pattern such as ``"tcl_*cifar100*"``, or several.
         pretrained: only those with released weights.
+        exclude_filters: patterns of names to leave out.
     """
+    unwanted = [exclude_filters] if isinstance(exclude_filters, str) else list(exclude_filters)
+    if unwanted:
+        left = list_models(pattern, pretrained)
+        return [name for name in left if not any(fnmatch.fnmatchcase(name, p) for p in unwanted)]
     patterns = [pattern or "*"] if isinstance(pattern, str) else list(pattern)
     released = index.entries()
     if pretrained:
@@ -38,18 +48,21 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
     """What is known of a name without loading torch.
 
     Args:
-        name: a recipe name, that of a release in ``weights_dir``, ``hf-hub:org/name[@revision]`` or
-            ``local-dir:PATH``.
+        name: a recipe name, that of a release in ``weights_dir``, ``hf-hub:org/name[@revision]``, ``local-dir:PATH``,
+            or the path of a release or run folder.
         weights_dir: a release folder, or a folder of them.
 
     Returns:
         ``recipe`` (all fields), ``thesis`` (top1, source) or None, ``results`` or None, ``sha256``, ``bytes``,
-        ``weights`` (folder or Hub address, or None).
+        ``weights`` (folder or Hub address, or None). Of a run folder ``results`` is what its probe measured, or None.
 
     Raises:
         RecipeError: unknown name.
         WeightsError: a place that has no release, or cannot be reached.
     """
+    if weights_dir is None and (run := run_folder(name)) is not None:
+        return _run_info(run)
+    name, weights_dir = resolve(name, weights_dir)
     if name.startswith(SOURCES) or release_folder(name, weights_dir) is not None:
         release = locate(name, weights_dir, weights=False)
         facts = release.config["tcl_zoo"]
@@ -69,6 +82,18 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
     return info
 
 
+def _run_info(folder: Path) -> dict[str, Any]:
+    from .runs import read_recipe_file
+
+    plan = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
+    measured = folder / "results.json"
+    results = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
+    if results:
+        results |= {"seed": plan.seed, "epochs": plan.epochs, "last_epoch": plan.epochs}
+    info = {"name": str(folder), "recipe": plan.to_dict(), "architecture": plan.architecture, "results": results}
+    return info | {"weights": str(folder), "sha256": None, "bytes": None, "thesis": None}
+
+
 def create_model(
     name: str,
     pretrained: bool = False,
@@ -82,8 +107,9 @@ def create_model(
     """The timm model of a name.
 
     Args:
-        name: ``<objective>_<encoder>_<dataset>[.<variant>]``, or a release of your own:
-            ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
+        name: ``<objective>_<encoder>_<dataset>[.<variant>]``, or a model of your own: ``hf-hub:org/name[@revision]``,
+            ``local-dir:PATH``, or the path of a release folder or of a finished run folder (the encoder, with its
+            classifier where that is fitted).
         pretrained: load the released weights.
         num_classes: outputs of the classifier: those of the data set where not given, 0 for pooled features [N, d];
             any other number gets a fresh classifier.
@@ -104,6 +130,9 @@ def create_model(
     import timm
     from timm.models import load_pretrained
 
+    if weights_dir is None and (run := run_folder(name)) is not None:
+        return _from_run(run, pretrained, num_classes, timm_kwargs)
+    name, weights_dir = _resolved(name, weights_dir)
     if not pretrained and not name.startswith(SOURCES) and release_folder(name, weights_dir) is None:
         plan = recipe(name)
         data = DATA[plan.dataset]
@@ -148,6 +177,41 @@ def create_model(
     return model
 
 
+def _resolved(name: Any, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
+    """:func:`tcl_zoo.places.resolve`; a model of timm's own is refused with what loads it."""
+    import timm
+
+    name, weights_dir = resolve(name, weights_dir)
+    if weights_dir is None and name not in index.entries() and timm.is_model(name.partition(".")[0]):
+        raise RecipeError(f"{name} is a model of timm's: timm.create_model({name!r}) makes it")
+    return name, weights_dir
+
+
+def _from_run(folder: Path, pretrained: bool, num_classes: int | None, timm_kwargs: dict[str, Any]) -> nn.Module:
+    """What a training left, before it is released: the encoder, and its classifier where that is fitted."""
+    import timm
+    from timm.models import load_pretrained
+
+    from .runs import load_run
+
+    trained, finished = load_run(folder)
+    own = int(finished.num_classes)  # type: ignore[arg-type]
+    cfg = {**pretrained_cfg(trained.dataset), "num_classes": own}
+    classes = own if num_classes is None else num_classes
+    kwargs = {"in_chans": cfg["input_size"][0]} | timm_kwargs
+    with_weights = {**cfg, "state_dict": finished.state_dict()} if pretrained else cfg
+    if pretrained and kwargs.get("features_only"):  # timm wraps it: only the configuration reaches the inside
+        model = timm.create_model(trained.architecture, True, with_weights, **kwargs)
+    else:
+        model = timm.create_model(trained.architecture, pretrained_cfg=cfg, num_classes=classes, **kwargs)
+        if pretrained:
+            load_pretrained(
+                model, with_weights, num_classes=classes, in_chans=kwargs["in_chans"], strict=classes == own
+            )
+    model.pretrained_cfg = {**cfg, "architecture": trained.architecture}  # type: ignore[assignment]
+    return model
+
+
 def create_transform(
     name: str,
     weights_dir: str | os.PathLike[str] | None = None,
@@ -158,7 +222,7 @@ def create_transform(
     """PIL image of any mode to model input [C, S, S] float32, as the model is evaluated.
 
     Args:
-        name: any recipe name, released or not; or ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
+        name: any recipe name, released or not; or a model of your own, as for :func:`create_model`.
         weights_dir: a release folder to take the input configuration from.
         revision, cache_dir, sha256: of a Hub repository, as for :func:`create_model`.
 
@@ -169,7 +233,11 @@ def create_transform(
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
-    if name.startswith(SOURCES) or revision is not None:
+    if weights_dir is None and (run := run_folder(name)) is not None:
+        from .runs import read_recipe_file
+
+        cfg = pretrained_cfg(read_recipe_file(run / "recipe.json")["recipe"]["dataset"])
+    elif (name := _resolved(name, weights_dir)[0]).startswith(SOURCES) or revision is not None:
         cfg = locate(name, weights_dir, revision, cache_dir, sha256, weights=False).config["pretrained_cfg"]
     else:
         folder = release_folder(name, weights_dir) or index.bundled_folder(name)

@@ -63,7 +63,7 @@ def read_limited(path: Path, most: int) -> bytes:
         OSError: it cannot be read, is no regular file (a device never ends), or is larger.
     """
     # Without waiting: opening a pipe that nobody writes to would.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
             raise OSError(0, "not a regular file")

@@ -21,8 +21,8 @@ from .features import frozen, pooled
 from .images import batched, convert, read, reason, shown
 from .memory import give_back_freed
 from .models import create_model, create_transform
+from .places import resolve, run_folder
 from .splits import loader, why
-from .weights import SOURCES, by_path
 
 _TRIM_EVERY = 16  # batches
 
@@ -72,14 +72,15 @@ class Pipeline:
         return [(self.labels[i], p) for i, p in zip(indices, values, strict=True)]
 
     def embed(
-        self, paths: Iterable[str], batch_size: int = 64, workers: int = 0
+        self, paths: str | os.PathLike[str] | Iterable[str], batch_size: int = 64, workers: int = 0
     ) -> Iterator[tuple[Tensor, list[str | None]]]:
         """Pooled features of image files, a batch at a time, in order.
 
         Nothing but ``batch_size`` images and ``2 * workers`` batches ahead is ever held.
 
         Args:
-            paths: of any number of files; read as they are needed.
+            paths: of one file, or of any number of them; read as they are needed. :func:`tcl_zoo.images.find` has
+                those of a folder.
             batch_size: files at a time.
             workers: processes that decode.
 
@@ -87,6 +88,7 @@ class Pipeline:
             Float32 [n, d] on the CPU, unnormalised, of those that decode; and for every file of the batch None, or
             why it does not.
         """
+        paths = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else paths
         files = _Files(self.transform, self.mode)
         batches = loader(files, batched(paths, batch_size), workers, self.device, _collate)
         forward = pooled(self.model)
@@ -123,7 +125,7 @@ class Pipeline:
 
 
 def pipeline(
-    name: str,
+    name: str | os.PathLike[str],
     weights_dir: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     pretrained: bool = True,
@@ -131,8 +133,8 @@ def pipeline(
     """Loads a model with its transform and its label names.
 
     Args:
-        name: a name of this zoo, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``; the path of a release folder, or of the
-            run folder of a fine-tuning; or any timm model, ``architecture[.tag]``.
+        name: a name of this zoo, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``; the path of a release or run folder; or
+            any timm model, ``architecture[.tag]``.
         weights_dir: a release folder, or a folder of them.
         device: a GPU where there is one, if not given.
         pretrained: False for random weights.
@@ -145,26 +147,25 @@ def pipeline(
     from torchvision.transforms import v2
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    name, weights_dir = by_path(name, weights_dir)
-    architecture, _, tag = name.partition(".")
-    ours = index.name_of(architecture, tag) or name  # "resnet20_cifar.tcl_digits" is timm's word for one of ours
-    if ours != name or weights_dir or name.startswith(SOURCES) or not timm.is_model(architecture):
-        model = create_model(ours, pretrained=pretrained, weights_dir=weights_dir)
-        transform = create_transform(ours, weights_dir=weights_dir)
+    run = run_folder(name) if weights_dir is None else None
+    name, weights_dir = (str(run), None) if run else resolve(name, weights_dir)
+    if run or weights_dir or name in index.entries() or not timm.is_model(name.partition(".")[0]):
+        model = create_model(name, pretrained=pretrained, weights_dir=weights_dir)
+        transform = create_transform(name, weights_dir=weights_dir)
     else:
         try:
             model = timm.create_model(name, pretrained=pretrained)
         except Exception as error:  # no network, no such tag, a damaged cache: timm and the Hub client raise anything
             raise WeightsError(f"timm cannot load {name}: {why(error)}") from error
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    cfg: Any = model.pretrained_cfg
-    mode = "L" if cfg["input_size"][0] == 1 else "RGB"
-    transform = v2.Compose([v2.Lambda(functools.partial(convert, mode=mode)), transform])
+        mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
+        transform = v2.Compose([v2.Lambda(functools.partial(convert, mode=mode)), transform])
+    mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"  # type: ignore[index]
     return Pipeline(name, model.to(device).eval(), transform, mode, _labels(model), device)
 
 
 def predict(
-    name: str,
+    name: str | os.PathLike[str],
     image: Any,
     top: int = 5,
     weights_dir: str | os.PathLike[str] | None = None,

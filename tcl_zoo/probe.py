@@ -24,6 +24,8 @@ from .progress import progress
 from .recipes import Recipe
 
 PROTOCOLS = ("cached", "thesis")
+# SGD of the thesis protocol (SPEC section 3), whatever the encoder was trained with.
+_MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
 _STEPS_PER_FORWARD = 16  # of the thesis protocol: the encoder is frozen, so it may see several steps' images at once
 
 
@@ -108,9 +110,7 @@ def _fit_thesis(
         torch.default_generator.manual_seed(recipe.seed + 1)
         linear = nn.Linear(int(model.num_features), len(train.classes))  # type: ignore[arg-type]
     linear = linear.to(device)
-    optimizer = torch.optim.SGD(
-        linear.parameters(), recipe.probe_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.SGD(linear.parameters(), recipe.probe_lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
     low = recipe.probe_lr * recipe.lr_min_factor
     bar = progress(recipe.probe_epochs * batches.steps, "linear probe", "step")
     with bar:

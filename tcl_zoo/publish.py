@@ -1,4 +1,4 @@
-"""A release folder onto a Hub: checked here, sent in one commit, tagged with the package's version, read back.
+"""A release folder onto a Hub: checked here, sent in one commit, tagged (the package's version), read back.
 
 The repository is the release folder: what else lies in it is left alone, but what an older release left there (a
 picture, a projector) is deleted in the same commit. What is under a tag never changes.
@@ -36,7 +36,7 @@ class Published:
     Attributes:
         name, repo_id: of the release and of the repository.
         revision: the commit.
-        tag: ``v<package version>``.
+        tag: ``v<package version>``, or the one that was asked for.
         sent: files that the commit changed; empty where the Hub had all of them.
     """
 
@@ -140,8 +140,9 @@ def _measured(folder: Path, facts: dict[str, Any], data_dir: str | os.PathLike[s
 
 
 def preview(
-    folder: Path, repo_id: str | None, data_dir: str | os.PathLike[str] | None = None, *, indexed: bool = True
-) -> str:
+    folder: Path, repo_id: str | None, data_dir: str | os.PathLike[str] | None = None, *, indexed: bool = True,
+    tag: str = TAG,
+) -> str:  # fmt: skip
     """What :func:`publish` would send, as text: files, sizes, the card.
 
     Raises:
@@ -150,7 +151,7 @@ def preview(
     check(folder, data_dir, indexed=indexed)
     files, text = release_files(folder), render_card(folder, repo_id)
     sizes = {name: len(text.encode()) if name == CARD_FILE else path.stat().st_size for name, path in files.items()}
-    lines = [f"{folder} -> {repo_id or 'a repository to be named'}, tag {TAG}"]
+    lines = [f"{folder} -> {repo_id or 'a repository to be named'}, tag {tag}"]
     lines += [f"  {name:<24} {size:>12,} bytes" for name, size in sizes.items()]
     return "\n".join([*lines, f"  {'':<24} {sum(sizes.values()):>12,} bytes in all", "", text])
 
@@ -162,6 +163,7 @@ def publish(
     *,
     private: bool = False,
     indexed: bool = True,
+    tag: str = TAG,
 ) -> Published:
     """Puts a release on a Hub and enters it into ``index.json``.
 
@@ -173,19 +175,22 @@ def publish(
         data_dir: as for :func:`check`.
         private: make it private; one that exists is left as it is.
         indexed: hold the release against the index, and enter ``repo_id`` and the commit there.
+        tag: under which the commit is found again; what is under a tag never changes.
 
     Raises:
         ReleaseCheckError: the release is not as its card and the index say.
         WeightsError: the tag holds other files already, or the Hub refuses or does not answer.
     """
     config = check(folder, data_dir, indexed=indexed)
-    write_card(folder, repo_id)
-    files, name = release_files(folder), config["tcl_zoo"]["name"]
+    name = config["tcl_zoo"]["name"]
+    card = render_card(folder, repo_id).encode()
+    files: dict[str, Path | bytes] = {**release_files(folder), CARD_FILE: card}
     with _refusals(repo_id):
-        revision, sent = _send(hub.client(), files, repo_id, name, private)
+        revision, sent = _send(hub.client(), files, repo_id, name, private, tag)
+    write_card(folder, repo_id)  # only now is it true
     if indexed:
         record(name, repo_id, revision)
-    return Published(name, repo_id, revision, TAG, sent)
+    return Published(name, repo_id, revision, tag, sent)
 
 
 @contextmanager
@@ -198,19 +203,21 @@ def _refusals(repo_id: str) -> Iterator[None]:
         raise WeightsError(f"cannot publish to {repo_id}: {hub.explain(error)}") from error
 
 
-def _send(api: Any, files: dict[str, Path], repo_id: str, name: str, private: bool) -> tuple[str, tuple[str, ...]]:
+def _send(
+    api: Any, files: dict[str, Path | bytes], repo_id: str, name: str, private: bool, tag: str
+) -> tuple[str, tuple[str, ...]]:
     """The commit that has the files, and which of them it changed."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     refs = api.list_repo_refs(repo_id)
-    tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(TAG)
+    tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
     head = tagged or {ref.name: ref.target_commit for ref in refs.branches}["main"]
     changed = _difference(api, files, repo_id, head)
     if tagged and changed:
         raise WeightsError(
-            f"{repo_id} has {TAG} with another {', '.join(changed)}: what is under a tag does not change; "
-            "raise tcl_zoo.__version__, or publish to another repository"
+            f"{repo_id} has {tag} with another {', '.join(changed)}: what is under a tag does not change; "
+            "choose another one (--tag), or publish to another repository"
         )
     if changed:
         operations = [
@@ -221,21 +228,21 @@ def _send(api: Any, files: dict[str, Path], repo_id: str, name: str, private: bo
         if wrong := _difference(api, files, repo_id, head):
             raise WeightsError(f"{repo_id}@{head} did not get {', '.join(wrong)} as it was sent; publish again")
     if not tagged:
-        api.create_tag(repo_id, tag=TAG, revision=head)
+        api.create_tag(repo_id, tag=tag, revision=head)
     return head, changed
 
 
-def _difference(api: Any, files: dict[str, Path], repo_id: str, revision: str) -> tuple[str, ...]:
+def _difference(api: Any, files: dict[str, Path | bytes], repo_id: str, revision: str) -> tuple[str, ...]:
     """Names that differ from the folder at a revision, by the digests the Hub keeps."""
     remote = {entry.path: entry for entry in api.list_repo_tree(repo_id, revision=revision) if hasattr(entry, "size")}
 
-    def same(file: str, path: Path) -> bool:
+    def same(file: str, content: Path | bytes) -> bool:
         if (entry := remote.get(file)) is None:
             return False
-        data = path.read_bytes()
+        data = content if isinstance(content, bytes) else content.read_bytes()
         if entry.lfs is not None:
             return bool(entry.lfs.sha256 == hashlib.sha256(data).hexdigest())
         return bool(entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest())
 
     left = [path for path in remote if path not in files and _ours(path)]
-    return tuple([file for file, path in files.items() if not same(file, path)] + left)
+    return tuple([file for file, content in files.items() if not same(file, content)] + left)

@@ -23,12 +23,11 @@ from .card_tables import zoo_table
 from .cards import card
 from .datasets import load
 from .errors import TrainingError, WeightsError
-from .evaluate import load_run
 from .features import features, predict
 from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
-from .runs import Run, read_recipe_file, write_atomically, write_json
+from .runs import Run, load_run, read_recipe_file, write_atomically, write_json
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -204,6 +203,7 @@ def update_index(
     Returns:
         The entries of all names.
     """
+    index.entries.cache_clear()  # another process may have written since
     old = index.entries()
     entries = dict(old)
     folders = {path.parent.name: path.parent for path in sorted(Path(model_cards).glob(f"[!.]*/{CONFIG_FILE}"))}
@@ -239,6 +239,7 @@ def record(name: str, repo_id: str, revision: str) -> None:
     Raises:
         WeightsError: the index does not know the name.
     """
+    index.entries.cache_clear()  # another process may have written since
     entries = index.entries()
     if name not in entries:
         raise WeightsError(f"{name} is not in {index.INDEX_FILE}; build the index first: scripts/publish.py --cards")

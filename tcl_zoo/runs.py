@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import RunInUseError, TrainingError
-from .recipes import from_dict
+from .outside import short
+from .recipes import DATA, Recipe, from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
 _SUMS = "sha256.json"
@@ -261,3 +262,31 @@ def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Plan] = from_
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path} is damaged ({error}); start again in another run folder") from None
     return stored
+
+
+def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
+    """The recipe and the trained encoder (with its classifier, where the run folder has one) of a finished run.
+
+    Raises:
+        TrainingError: not a run folder, or not finished.
+    """
+    import timm
+
+    folder = Path(run_dir)
+    recipe = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
+    if not (folder / "encoder.safetensors").is_file():
+        raise TrainingError(f"{folder} is not finished: run scripts/train.py {recipe.name} again to go on")
+    num_classes = 0
+    try:
+        state = load_file(folder / "encoder.safetensors")
+        if (folder / "classifier.safetensors").is_file():
+            classifier = load_file(folder / "classifier.safetensors")
+            state |= {f"fc.{key}": value for key, value in classifier.items()}
+            num_classes = len(classifier["bias"])
+        model = timm.create_model(recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans)
+        model.load_state_dict(state)
+    except Exception as error:  # a damaged file raises whatever its first bad byte meets
+        raise TrainingError(
+            f"the weights in {folder} are damaged ({short(error)}); run scripts/train.py {recipe.name} again"
+        ) from error
+    return recipe, model.eval()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,9 +160,7 @@ class FolderSplit(Dataset[tuple[Any, int, int]]):
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
-            with (
-                _uninterrupted()
-            ):  # workers keep it: a terminal's Ctrl-C goes to them, too, and is this process's alone
+            with _uninterrupted():  # workers keep it: a terminal's Ctrl-C goes to them, too, and is for this process
                 batches = super().__iter__()
             yield from batches
         except DataError as error:  # a worker's error arrives with its whole traceback as text
@@ -220,6 +218,25 @@ def _quiet(_: int) -> None:
     sys.excepthook = hook  # multiprocessing's thread that hands batches over goes by it
 
 
+@contextlib.contextmanager
+def naming_the_broken(*splits: Split | FolderSplit | None) -> Iterator[None]:
+    """Where an image of a folder does not decode, reads all of them: the error names the others that do not, too."""
+    try:
+        yield
+    except DataError as error:
+        bad = []
+        for split in (split for split in splits if isinstance(split, FolderSplit)):
+            for index in range(len(split)):
+                try:
+                    split.image(index)
+                except DataError as damage:
+                    bad.append(str(damage).removesuffix("; replace it"))
+        if len(bad) < 2:
+            raise
+        more = f"; and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+        raise DataError(f"{'; '.join(bad[:10])}{more}; replace or remove them") from error
+
+
 def subset(split: Split | FolderSplit, indices: Tensor) -> Split | FolderSplit:
     """These images of a split, in this order; the classes stay all."""
     if isinstance(split, Split):
@@ -263,11 +280,8 @@ def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:
         parts = train_test_split(indices, test_size=n, stratify=labels, random_state=seed)
     except ValueError as error:
         raise DataError(f"cannot hold out {n} of {len(split)} images: {why(error)}") from error
-    train, held = (torch.from_numpy(np.sort(part)).to(split.labels.device) for part in parts)
-    return (
-        Split(split.images[train], split.labels[train], split.classes),
-        Split(split.images[held], split.labels[held], split.classes),
-    )
+    train, held = (cast("Split", subset(split, torch.from_numpy(np.sort(part)))) for part in parts)
+    return train, held
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -286,4 +300,5 @@ def _image_files(folder: Path) -> list[str]:
 
 
 def why(error: Exception) -> str:
+    """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

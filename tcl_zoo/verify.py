@@ -16,6 +16,7 @@ from .downstream import fit, load_known
 from .errors import WeightsError
 from .features import predict
 from .models import create_model
+from .places import resolve, run_folder
 from .splits import FolderSplit, Split, subset
 from .weights import locate
 
@@ -140,7 +141,7 @@ def verify(
     """Measures a released model on its test split.
 
     Args:
-        name: a released name.
+        name: a released name, ``hf-hub:org/name[@revision]``, ``local-dir:PATH`` or the path of a release folder.
         data_dir: where the data set is; see :func:`tcl_zoo.datasets.load`.
         weights_dir: a release folder, or a folder of them.
         revision, cache_dir, sha256: as for :func:`tcl_zoo.create_model`.
@@ -151,8 +152,13 @@ def verify(
         WeightsError: no weights, not those released, or a card that lacks what is compared.
         DataError: the data set is missing or damaged.
     """
+    if weights_dir is None and (run := run_folder(name)) is not None:
+        raise WeightsError(f"{run} has no card to verify yet: python scripts/publish.py --run-dir {run} makes it")
+    name, weights_dir = resolve(name, weights_dir)
     release = locate(name, weights_dir, revision, cache_dir, sha256)
     facts = release.config["tcl_zoo"]
+    if "parent" in facts and "dataset" not in facts["recipe"]:
+        raise WeightsError(f"{name} was fine-tuned on images that only their owner has: there is nothing to verify by")
     try:
         dataset, reported = facts["recipe"]["dataset"], float(facts["results"]["top1"])
         fingerprint, golden = facts["fingerprints"]["test"], torch.tensor(facts["golden"]["logits"])
@@ -161,7 +167,9 @@ def verify(
             altered.hold(reported)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise WeightsError(f"{release.folder}/config.json lacks what verify compares: {error}") from None
-    model = create_model(name, True, None, weights_dir, revision, cache_dir, sha256)
+    if release.source == "hub":
+        revision = release.folder.name  # the commit that was read: a branch may move
+    model = create_model(name, True, None, weights_dir, revision, cache_dir, release.sha256)
     ours = golden_output(model, release.config["pretrained_cfg"])
     difference = float((ours - golden).abs().max()) if ours.shape == golden.shape else float("inf")
     test = fit(load_known(dataset, data_dir, "test", download), release.config["pretrained_cfg"])

@@ -94,6 +94,8 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     if not given:
         return None
     root = expanded(given, WeightsError)
+    if not weights_dir and not root.is_dir():
+        raise WeightsError(f"TCL_ZOO_WEIGHTS is {given}, and there is no such folder: make it, or unset it")
     if not is_release_name(name):
         recipe(name)
     for folder in (root / name, root):
@@ -106,21 +108,6 @@ def release_folder(name: str, weights_dir: str | os.PathLike[str] | None) -> Pat
     if weights_dir:
         raise WeightsError(f"no release of {name} in {root}: looked for {name}/{CONFIG_FILE} and {CONFIG_FILE} there")
     return None
-
-
-def by_path(name: str, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
-    """A release folder's path, or that of the run folder of a fine-tuning, as name and ``weights_dir``; all else as is.
-
-    A model's name is one, whatever lies in the current folder; ``./NAME`` is a path.
-
-    Raises:
-        WeightsError: its ``config.json`` is not one of a release.
-    """
-    place = expanded(name, WeightsError)
-    for folder in (place, place / "release") if weights_dir is None and not index.is_model_name(name) else ():
-        if (folder / CONFIG_FILE).is_file():
-            return str(read_config(folder)["tcl_zoo"]["name"]), folder
-    return name, weights_dir
 
 
 def is_release_name(name: str) -> bool:
@@ -206,6 +193,10 @@ def _from_place(
     kind, _, place = name.partition(":")
     if kind == "local-dir":
         folder = expanded(place, WeightsError)
+        if not (folder / CONFIG_FILE).is_file() and (folder / "release" / CONFIG_FILE).is_file():
+            raise WeightsError(f"{folder} is a run folder: the release in it is local-dir:{place}/release")
+        if not folder.is_dir():
+            raise WeightsError(f"there is no folder {folder}")
         config = read_config(folder)
         return Release(name, folder, config, sha256 or config["tcl_zoo"]["sha256"], kind)
     repo_id, _, named = place.partition("@")
@@ -252,7 +243,7 @@ def _from_hub(
     try:
         return once(True)
     except DamagedError as damage:
-        raise WeightsError(
+        raise DamagedError(
             f"{damage} (fetched twice: either the network alters it, or the repository is not what it was; "
             f"delete {hub.cache_folder(repo_id, cache_dir)} and try elsewhere)"
         ) from damage

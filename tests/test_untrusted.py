@@ -29,10 +29,9 @@ import tcl_zoo
 from tcl_zoo import index, models
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import DataError, TrainingError, WeightsError
-from tcl_zoo.evaluate import load_run
 from tcl_zoo.recipes import from_dict, names, override, recipe
 from tcl_zoo.release import render_card
-from tcl_zoo.runs import Run, read_recipe_file
+from tcl_zoo.runs import Run, load_run, read_recipe_file
 from tcl_zoo.splits import FolderSplit
 from tcl_zoo.verify import verify
 from tcl_zoo.weights import Release, read_config, read_weights

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, and an example at the end of every ``--help``."""
 
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        if description := kwargs.get("description"):
+            parts = (" ".join(part.split()) for part in description.strip().split("\n\n"))
+            kwargs["description"] = "\n\n".join(textwrap.fill(part, 78, break_long_words=False) for part in parts)
         if example:
             kwargs["epilog"] = "example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  ")
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -31,9 +35,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Runs a command; what a user can cause becomes one line on stderr and exit code 2."""
+    """Runs a command; what a user can cause becomes one line on stderr and exit code 2, a warning one line, once."""
     try:
-        return run()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn_once(set())
+            return run()
     except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing may be flushed into it at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -50,6 +56,16 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _warn_once(told: set[str]) -> Any:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    return show
 
 
 def seconds(text: str) -> float:

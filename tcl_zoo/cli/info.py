@@ -11,7 +11,7 @@ from ._common import OK, Add, weights_option
 def register(add: Add) -> None:
     """Adds the command."""
     sub = add("info", _run, "the recipe of a name, its results and its weights", "tcl-zoo info tcl_resnet50_cifar100")
-    sub.add_argument("name")
+    sub.add_argument("name", help="a name of this zoo, or a release or run folder")
     weights_option(sub)
 
 
@@ -27,12 +27,15 @@ def _run(args: argparse.Namespace) -> int:
         if results["top1"] is None:
             print("  our top-1         not measured: there were no test images")
         else:
-            print(
-                f"  our top-1         {results['top1']:.2f} % ({results['protocol']}, n = {results['n']:,} test images,"
-            )
+            images = "" if "images" in results["protocol"] else " test images"
+            print(f"  our top-1         {results['top1']:.2f} % ({results['protocol']}, n = {results['n']:,}{images},")
             print(f"                    seed {results['seed']}, epoch {results['last_epoch']} of {results['epochs']})")
+    if info["weights"]:
         print(f"  weights           {info['weights']}")
-        print(f"  sha256   {info['sha256']}")
+        if info["sha256"]:
+            print(f"  sha256   {info['sha256']}")
+    elif results:
+        print("  weights           not in this package: pass --weights-dir")
     else:
         print("  weights           none released; to train them:")
         print(f"    python scripts/train.py {args.name} --data-dir DATA")

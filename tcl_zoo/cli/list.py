@@ -35,7 +35,8 @@ def _run(args: argparse.Namespace) -> int:
 
     found = list_models(args.pattern, pretrained=args.pretrained)
     if not found:
-        print(f"no name matches {args.pattern!r}; `tcl-zoo list` shows all", file=sys.stderr)
+        wider = "" if set(args.pattern) & set("*?[") else f" '*{args.pattern}*' looks inside names,"
+        print(f"no name matches {args.pattern!r};{wider} `tcl-zoo list` shows all", file=sys.stderr)
         return WRONG
     width = max(len(name) for name in found)
     print(f"{'name':<{width}}  thesis    ours  weights")
@@ -43,4 +44,7 @@ def _run(args: argparse.Namespace) -> int:
         thesis, entry = reported(name), index.entries().get(name)
         ours = entry["results"]["top1"] if entry else None
         print(f"{name:<{width}}  {_percent(thesis and thesis[0]):>6}  {_percent(ours):>6}  {_where(name)}")
+    if not args.pretrained:
+        released = sum(name in index.entries() for name in found)
+        print(f"{released} of {len(found)} have weights: tcl-zoo list --pretrained", file=sys.stderr)
     return OK

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 from .. import index
+from ..places import run_folder
 from ..recipes import recipe
 from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
 
@@ -55,10 +57,12 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.dataset:
         name = args.model[0]
+        if run := run_folder(name):
+            name = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["recipe"]["name"]
         path = Path(name).exists() and name not in index.entries()
         if ":" in name or path or timm.is_model(name.partition(".")[0]):
             raise DataError("--dataset is needed with a model that is not of this zoo")
-    datasets = args.dataset or [recipe(args.model[0]).dataset]
+    datasets = args.dataset or [recipe(name).dataset]
     folder = datasets[0] not in KNOWN and len(datasets) == 1
     asked = any(getattr(args, key) is not None for key in args.several)
     if asked or len(args.model) > 1 or len(datasets) > 1 or folder:

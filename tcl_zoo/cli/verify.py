@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ._common import FAILED, OK, WRONG, Add, data_options, picture, weights_option
 
@@ -11,21 +12,27 @@ def register(add: Add) -> None:
     """Adds the command."""
     sub = add("verify", _run, "measure a release again and hold it against its card",
               "tcl-zoo verify tcl_resnet20_digits --per-class --confusion confusion.png")  # fmt: skip
-    sub.add_argument("name")
+    sub.add_argument("name", help="a released name, a release folder, or hf-hub:ORG/NAME")
     data_options(sub)
     weights_option(sub)
     sub.add_argument("--revision", help="of the Hub repository, instead of the pinned one")
+    sub.add_argument("--sha256", help="of model.safetensors: accept nothing else")
     sub.add_argument("--per-class", action="store_true", help="a table of recall by class")
     sub.add_argument("--confusion", type=picture, metavar="PNG", help="write the confusion matrix as a picture")
 
 
 def _run(args: argparse.Namespace) -> int:
     from ..verify import TOLERANCE_GOLDEN, plot_confusion, verify
+    from ..weights import DamagedError
 
-    v = verify(
-        args.name, args.data_dir, weights_dir=args.weights_dir, revision=args.revision, device=args.device,
-        download=args.download,
-    )  # fmt: skip
+    try:
+        v = verify(
+            args.name, args.data_dir, weights_dir=args.weights_dir, revision=args.revision, sha256=args.sha256,
+            device=args.device, download=args.download,
+        )  # fmt: skip
+    except DamagedError as error:  # not what was released: a check that failed, not wrong use
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     print(f"{v.name}")
     print(f"  reported  {v.reported:6.2f} %")
     print(f"  measured  {v.measured:6.2f} %  ({v.hits:,} of {v.n:,} test images)")

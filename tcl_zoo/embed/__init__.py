@@ -15,6 +15,7 @@ import torch
 from ..errors import DataError
 from ..images import find, shown
 from ..pipeline import Pipeline
+from ..pipeline import pipeline as load
 from ..progress import progress
 from .files import check_suffix, chunks, read_meta
 from .partial import Partial, listing, same, skipped_file
@@ -42,8 +43,8 @@ class Embedded:
 
 
 def embed(
-    pipeline: Pipeline,
-    images: Iterable[str | os.PathLike[str]],
+    pipeline: Pipeline | str | os.PathLike[str],
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     batch_size: int = 64,
     workers: int = 0,
@@ -55,7 +56,7 @@ def embed(
     each: they are sorted); they are let go before the first image is read.
 
     Args:
-        pipeline: of :func:`tcl_zoo.pipeline.pipeline`.
+        pipeline: of :func:`tcl_zoo.pipeline.pipeline`, or the name that it takes.
         images: files, folders and glob patterns; see :func:`tcl_zoo.images.find`.
         out: ``.npz`` or ``.parquet``; see :mod:`tcl_zoo.embed.files`.
         batch_size: images at a time.
@@ -67,8 +68,9 @@ def embed(
     """
     if batch_size < 1 or workers < 0:
         raise DataError("the batch size must be at least 1 and the workers at least 0")
-    out, meta = Path(out), _meta(pipeline)
-    check_suffix(out)
+    check_suffix(out := Path(out))
+    pipeline = pipeline if isinstance(pipeline, Pipeline) else load(pipeline)
+    meta = _meta(pipeline)
     if out.exists() and not overwrite:
         there = read_meta(out)
         if not same(there, {**meta, "images": listing(find(images))}):
@@ -98,12 +100,15 @@ def embed(
 
 
 def search(
-    pipeline: Pipeline, query: str | os.PathLike[str], embeddings: str | os.PathLike[str], top: int = 9
+    pipeline: Pipeline | str | os.PathLike[str],
+    query: str | os.PathLike[str],
+    embeddings: str | os.PathLike[str],
+    top: int = 9,
 ) -> list[tuple[str, float]]:
     """(path, cosine similarity) of the images nearest to ``query``, nearest first; the query itself left out.
 
     Args:
-        pipeline: the one that made ``embeddings``.
+        pipeline: the one that made ``embeddings``, or its name.
         query: an image file.
         embeddings: a file that :func:`embed` wrote.
         top: how many.
@@ -114,6 +119,7 @@ def search(
     if top < 1:
         raise DataError("--top must be at least 1")
     query, embeddings = os.fspath(query), Path(embeddings)
+    pipeline = pipeline if isinstance(pipeline, Pipeline) else load(pipeline)
     there, meta = read_meta(embeddings), _meta(pipeline)
     if any(there.get(key) != value for key, value in meta.items() if key != "model"):
         what = f"{embeddings} is of {there.get('model')} with other weights or other preparation of images"

@@ -18,18 +18,19 @@ import torch
 from torch import nn
 
 from ..downstream import Data
-from ..downstream_models import own_name, run_folder
+from ..downstream_models import own_name
 from ..errors import TrainingError
 from ..features import predict
-from ..index import entries, name_of
+from ..index import entries
 from ..models import create_model
 from ..outside import POOLS, PRETRAINED_KEYS, complaint
 from ..pictures import confusion, training_curve
+from ..places import resolve, run_folder
 from ..release import HALF_ABOVE, cast, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
 from ..verify import TOLERANCE_GOLDEN, golden_output
-from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, by_path, is_release_name, locate
+from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, is_release_name, locate
 from .plan import Plan
 
 
@@ -43,9 +44,8 @@ def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict
     if (run := run_folder(plan.model)) is not None:
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
         return {"name": own_name(plan.model), "sha256": digest}
-    architecture, _, tag = plan.model.partition(".")
-    known, ours = timm.is_model(architecture), name_of(architecture, tag)
-    name, weights_dir = by_path(ours or plan.model, None if known else weights_dir)
+    known = timm.is_model(plan.model.partition(".")[0])
+    name, weights_dir = resolve(plan.model, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir or name in entries():
         release = locate(name, weights_dir)
         facts = {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}

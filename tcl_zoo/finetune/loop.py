@@ -22,7 +22,7 @@ from ..processes import naming_the_lost
 from ..progress import progress
 from ..runs import Run, save_module
 from ..sessions import LOOK_EVERY, checkpoint, create_accelerator, environment, resume, within_memory
-from ..splits import FolderSplit, Split
+from ..splits import FolderSplit, Split, naming_the_broken
 from ..stopping import Stop, agreed
 from .export import export, no_release, parent_facts
 from .plan import Plan, from_dict
@@ -103,7 +103,8 @@ def finetune(
     if why := no_release(net, data.train.classes, out.resolve().name):
         raise TrainingError(f"{plan.model} could be trained on this, but not released: {why}")
     parent, images = parent_facts(plan, weights_dir), _identity(data)
-    data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
+    with naming_the_broken(data.train, data.val, data.test):
+        data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
     plan = plan.resolved(len(data.train), accelerator.num_processes, size)
     tuner = Tuner(plan, net, data.train, data.val, accelerator, workers if len(data.train) > 500 else 0)
     settings = {
@@ -120,7 +121,7 @@ def finetune(
         try:
             resume(tuner, run)
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
-            with stop.signals():
+            with stop.signals(), naming_the_broken(data.train, data.val, data.test):
                 finished = _epochs(tuner, run, stop)
             folder = out / "release" if finished else None
             if folder is not None and accelerator.is_main_process:

@@ -1,0 +1,70 @@
+"""What somebody means by a name: a model of this zoo, timm's word for one, or the path of a release or run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from . import index
+from .errors import RecipeError, WeightsError
+from .outside import expanded
+from .recipes import recipe
+from .weights import CONFIG_FILE, SOURCES, read_config
+
+
+def resolve(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | os.PathLike[str] | None]:
+    """Name and ``weights_dir`` as :func:`tcl_zoo.weights.locate` takes them.
+
+    The path of a release folder, or of a fine-tuning's run folder, becomes the name of its release and that folder;
+    timm's ``architecture.tag`` of a released model becomes its name; all else stays. A model's name is one, whatever
+    lies in the current folder; ``./NAME`` is a path.
+
+    Raises:
+        RecipeError: neither text nor a path.
+        WeightsError: a path without a release, or one whose ``config.json`` is not that of a release.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        raise RecipeError(f"a model's name or a path is wanted, not {type(name).__name__}")
+    name = os.fspath(name)
+    if name.startswith("hf_hub:"):  # timm's older spelling
+        name = "hf-hub:" + name.removeprefix("hf_hub:")
+    if name.startswith(SOURCES):
+        return name, weights_dir
+    architecture, _, tag = name.partition(".")
+    if weights_dir is None and (place := _folder(name)) is not None:
+        for folder in (place, place / "release"):
+            if (folder / CONFIG_FILE).is_file():
+                return str(read_config(folder)["tcl_zoo"]["name"]), folder
+    if os.sep in name:
+        raise WeightsError(f"no release in {name}: looked for {CONFIG_FILE} and release/{CONFIG_FILE} there")
+    return index.name_of(architecture, tag) or name, weights_dir
+
+
+def run_folder(name: Any) -> Path | None:
+    """The run folder of a training that has this path, or None.
+
+    Raises:
+        WeightsError: its training is not finished.
+    """
+    known = isinstance(name, (str, os.PathLike)) and not str(name).startswith(SOURCES)
+    place = _folder(os.fspath(name)) if known else None
+    if place is None or not (place / "recipe.json").is_file() or (place / "release").exists():
+        return None
+    if (place / "encoder.safetensors").is_file():
+        return place
+    raise WeightsError(f"the run in {place} is not finished: start it again to go on")
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of this path, or None where there is none, or where it is the name of a model."""
+    place = expanded(name, WeightsError)
+    return place if place.is_dir() and not _is_name(name) else None
+
+
+def _is_name(name: str) -> bool:
+    try:
+        recipe(name)
+    except RecipeError:
+        return index.is_model_name(name)
+    return True
