@@ -318,3 +318,16 @@ def test_memory_does_not_grow_with_the_images(tmp_path, suffix, workers):
         out.unlink()
     for small, large in zip(*peaks.values(), strict=True):
         assert large - small < 30_000_000
+
+
+def test_names_and_single_paths_will_do(loaded, digits, tmp_path):
+    file = sorted(digits.rglob("*.png"))[3]
+    ((rows, reasons),) = loaded.embed(file)
+    assert rows.shape == (1, 64) and reasons == [None]
+    done = embed(NAME, str(file.parent), tmp_path / "e.npz")
+    assert done.rows == len(list(file.parent.iterdir()))
+    with np.load(tmp_path / "e.npz") as stored:
+        assert stored["embeddings"].shape == (done.rows, 64)
+    assert search(NAME, file, tmp_path / "e.npz", 1) == search(loaded, file, tmp_path / "e.npz", 1)
+    with pytest.raises(TypeError, match="a PIL image is wanted, not ndarray"):
+        loaded.predict(np.zeros((8, 8)))

@@ -169,3 +169,21 @@ def test_projector():
     torch.testing.assert_close(out.norm(dim=1), torch.ones(5))
     assert all(m.bias is not None for m in projector.layers if isinstance(m, nn.Linear))
     assert Projector(64, 128).layers[0].out_features == 128
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_test_time_pooling_of_timms(name):
+    """``pool_size`` is the map's at the size of training, so that timm's head says the same there."""
+    from timm.layers import TestTimePoolHead
+
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        head = TestTimePoolHead(model, original_pool=model.default_cfg["pool_size"]).eval()
+        torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pool_size_of_a_release():
+    assert timm.get_pretrained_cfg("resnet20_cifar.tcl_digits").pool_size == (2, 2)

@@ -390,3 +390,13 @@ def test_two_processes(photos, released, tmp_path):
     ours, theirs = ([json.loads(t) for t in (d / "metrics.jsonl").open()] for d in (one.run_dir, tmp_path / "two"))
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)  # later batch norm sees half a batch on each
+
+
+@pytest.mark.parametrize("size", [8, 70])
+def test_all_images_that_do_not_decode_are_told_at_once(released, tmp_path, size):
+    """Those in memory before training, those read on the way when the first one is met."""
+    write(tmp_path / "photos", ["dark", "light"], 4)
+    for name in ("dark/a.png", "light/b.jpg", "light/c.png"):
+        (tmp_path / "photos" / name).write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"dark/a\.png .*light/b\.jpg .*light/c\.png .*; replace or remove them$"):
+        tune(tmp_path / "photos", tmp_path / "run", released, size=size)

@@ -19,7 +19,7 @@ import tcl_zoo
 from tcl_zoo import index
 from tcl_zoo.models import pretrained_cfg
 from tcl_zoo.recipes import recipe
-from tcl_zoo.release import update_index, write_card
+from tcl_zoo.release import record, update_index, write_card
 from tcl_zoo.verify import golden_output
 
 ARGS = (NAME, "--repo-id", REPO, "--out", "cards")
@@ -172,7 +172,8 @@ def test_nothing_is_sent_of_a_release_that_does_not_hold(hub, client, zoo, damag
 
 def test_refusals_of_the_hub_are_one_line(hub, client, zoo):
     hub.commit(REPO, {"README.md": b"somebody's"})
-    cases = {"hf_wrong": "does not accept the token", hub.read_token: "lacks the permission", "": "token"}
+    before = local(zoo)
+    cases = {"hf_wrong": "does not accept the token", hub.read_token: "lacks the permission", "": "there is none"}
     for token, message in cases.items():
         code, out = client.script(zoo, *ARGS, HF_TOKEN=token)
         assert (
@@ -194,6 +195,7 @@ def test_refusals_of_the_hub_are_one_line(hub, client, zoo):
     assert client(upload, zoo).endswith("answered 400")
     assert [commit.files for commit in hub.repos[REPO].commits.values()] == [{"README.md": b"somebody's"}]
     assert not hub.repos[REPO].tags and entry(zoo)["repo_id"] is None
+    assert local(zoo) == before, "the card says where it is only once it is there"
 
 
 @pytest.mark.parametrize(
@@ -341,3 +343,31 @@ def test_run_dir_builds_and_publishes(hub, client, zoo, released):
     code, out = client.script(zoo, "--run-dir", run, "--out", "cards", "--repo-id", REPO)
     assert code == 0, out
     assert on_hub(hub) == local(zoo) and entry(zoo)["repo_id"] == REPO
+
+
+def test_a_second_version_under_a_tag_of_ones_own(hub, client, zoo):
+    """What is released again goes under another tag; the first one stays what it was."""
+    assert client.script(zoo, *ARGS)[0] == 0
+    (zoo / "cards" / NAME / "confusion.png").unlink()
+    assert client.script(zoo, "--cards", "--out", "cards")[0] == 0
+    code, out = client.script(zoo, *ARGS)
+    assert code == 2 and "choose another one (--tag)" in out
+    code, out = client.script(zoo, f"{NAME}/", *ARGS[1:], "--tag", "v2-better")
+    assert code == 0, out
+    tags = hub.repos[REPO].tags
+    assert set(tags) == {f"v{tcl_zoo.__version__}", "v2-better"} and len(set(tags.values())) == 2
+    assert entry(zoo)["revision"] == tags["v2-better"]
+
+
+def test_what_another_process_entered_meanwhile_stays(zoo, monkeypatch):
+    monkeypatch.setattr(index, "INDEX_FILE", zoo / "index.json")
+    index.entries.cache_clear()
+    try:
+        assert list(index.entries()) == [NAME]
+        other = {"ce_resnet20_digits": index.entries()[NAME]}
+        (zoo / "index.json").write_text(json.dumps(index.entries() | other))
+        record(NAME, REPO, "0" * 40)
+        assert set(json.loads((zoo / "index.json").read_text())) == {NAME, "ce_resnet20_digits"}
+    finally:
+        monkeypatch.undo()
+        index.entries.cache_clear()

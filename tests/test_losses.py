@@ -4,6 +4,7 @@ import gc
 import math
 import subprocess
 import sys
+import warnings
 import weakref
 from datetime import timedelta
 from pathlib import Path
@@ -625,3 +626,16 @@ def test_memory_grows_linearly():
     program = [sys.executable, "-m", "benchmarks.loss", "tcl_zoo", "8192"]
     done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert 1 <= float(done.stdout) < 120
+
+
+def test_embeddings_that_nobody_normalised_are_told_of_once():
+    rows, labels = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) // 2
+    loss = TCLLoss()
+    with pytest.warns(UserWarning, match=r"lengths are .*normalize\(embeddings, dim=1\)"):
+        loss(3 * rows, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(3 * rows, labels)  # only the first batch is looked at
+        for dtype in (torch.float32, torch.bfloat16):
+            TCLLoss()(normalize(rows, dim=1).to(dtype), labels)
+        TCLLoss(k1=1.0)(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

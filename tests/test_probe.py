@@ -151,3 +151,13 @@ def test_command_computes_features_once(released, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert len(calls) == 2
     assert all(word in out for word in ("features", "linear, cached", "knn5", "knn20"))
+
+
+def test_the_thesis_protocol_is_one_for_all_encoders(model, splits, monkeypatch):
+    """Its SGD does not go by what the encoder was trained with."""
+    seen, sgd = [], torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **kwargs: (seen.append(kwargs), sgd(*args, **kwargs))[1])
+    for name in ("byol_resnet20_digits", "tcl_resnet20_digits"):
+        plan = override(recipe(name), ["probe_epochs=1", "momentum=0.5"])
+        linear_probe(model, *splits, protocol="thesis", recipe=plan)
+    assert seen == [{"momentum": 0.9, "weight_decay": 1e-4}] * 2

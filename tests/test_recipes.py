@@ -258,3 +258,24 @@ def test_the_linear_phase_follows_the_batch():
     assert override(base, ["lr=0.1"]).probe_batch == 128
     assert override(base, ["batch_views=64", "probe_batch=100"]).probe_batch == 100
     assert recipe("tcl_ssl_resnet18_cifar10").probe_batch == 256
+
+
+def test_resnet34_on_imagenet100_is_one_of_the_recipes_of_128_views():
+    tcl, supcon = (recipe(f"{objective}_resnet34_imagenet100") for objective in ("tcl", "supcon"))
+    assert (tcl.batch_views, tcl.lr, tcl.k1) == (128, 0.1, 5000.0)
+    assert (supcon.batch_views, supcon.lr, supcon.k1, supcon.k2) == (128, 0.1, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["supcon_resnet50_cifar10", "simclr_resnet18_cifar10"])
+@pytest.mark.parametrize("setting", ["k1=7", "k2=2"])
+def test_k1_and_k2_are_tcls(name, setting):
+    with pytest.raises(RecipeError, match="k1 is 0 and k2 is 1 here"):
+        override(recipe(name), [setting])
+    assert override(recipe("tcl_resnet50_cifar10"), [setting])
+
+
+def test_a_shorter_schedule_keeps_the_teachers_share_of_it():
+    """The momentum is that of the whole schedule over as many times fewer steps, but no faster than 0.99."""
+    bases = [recipe(f"dino_resnet18_cifar10{v}").options["ema_base"] for v in ("", ".e500", ".e100", ".e40")]
+    assert bases == [0.9995, 0.999, 0.995, 0.99]
+    assert {recipe(f"byol_resnet18_cifar10{v}").options["ema_base"] for v in ("", ".e500", ".e40")} == {0.99}
