@@ -88,12 +88,13 @@ def test_readme_examples_run(tmp_path, monkeypatch):
     assert len(blocks) >= 3
     import torch
 
-    scope = {"embeddings": torch.nn.functional.normalize(torch.randn(8, 4), dim=1), "labels": torch.arange(8) // 2}
+    scope = {"views": torch.rand(8, 3, 32, 32), "labels": torch.arange(4) // 2, "projector": torch.nn.Linear(64, 4)}
     for block in blocks:
         exec(block, scope)
     image = scope["transform"](Image.new("RGB", (8, 8)))
     assert scope["model"](image[None]).shape == (1, 10)
     assert scope["encoder"](image[None]).shape == (1, 64)
+    assert scope["embeddings"].shape == (8, 4) and scope["loss"].isfinite()
 
 
 def test_what_the_readme_names_is_there_after_a_plain_import():
