@@ -76,10 +76,11 @@ def curves(
     log: bool = True,
 ) -> None:
     """``benchmarks/<name>.png``: one line each, both axes logarithmic or both from 0."""
-    from tcl_zoo.pictures import _axes
+    from tcl_zoo.pictures import new_figure
 
     colours = ["#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#E69F00"]
-    figure, axes = _axes(8, 5)
+    figure = new_figure(8, 5)
+    axes = figure.add_subplot()
     for (label, (x, y)), colour in zip(lines.items(), _cycle(lines, highlight, colours), strict=True):
         axes.plot(x, y, marker="o", label=label, color=colour, linewidth=3 if label == highlight else 1.8)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)

@@ -9,18 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")  # Okabe and Ito
-_MARKERS = "osD^v"
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")  # Okabe and Ito
+MARKERS = "osD^v"
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    """A figure without pyplot's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def new_figure(width: float, height: float, dpi: int = 100, **kwargs: Any) -> Any:
+    """An empty matplotlib figure without pyplot's global state, laid out so that nothing overlaps.
+
+    Args:
+        width, height: in inches.
+        dpi: pixels an inch.
+        **kwargs: for ``matplotlib.figure.Figure``.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return Figure(figsize=(width, height), dpi=dpi, **{"layout": "constrained", **kwargs})
 
 
 def confusion(counts: Tensor, classes: tuple[str, ...], title: str, path: Path) -> None:
@@ -34,7 +37,8 @@ def confusion(counts: Tensor, classes: tuple[str, ...], title: str, path: Path) 
     """
     k = len(classes)
     percent = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    figure, axes = _axes(8, 7)
+    figure = new_figure(8, 7)
+    axes = figure.add_subplot()
     image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.85)
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
@@ -58,17 +62,18 @@ def training_curve(metrics: list[dict[str, Any]], title: str, path: Path) -> Non
         path: of the PNG.
     """
     epochs = [line["epoch"] + 1 for line in metrics]
-    figure, axes = _axes(8, 4.5)
+    figure = new_figure(8, 4.5)
+    axes = figure.add_subplot()
     mark = "o" if len(epochs) < 3 else None  # a line of one point would not show
     (loss,) = axes.plot(
-        epochs, [line["loss"] for line in metrics], color=_COLOURS[0], linewidth=2, marker=mark, label="training loss"
+        epochs, [line["loss"] for line in metrics], color=COLOURS[0], linewidth=2, marker=mark, label="training loss"
     )
     axes.set(title=title, xlabel="epoch", ylabel="training loss (mean of the epoch)")
     axes.grid(alpha=0.3)
     right = axes.twinx()
     (rate,) = right.plot(
         epochs, [line["lr"] for line in metrics],
-        color=_COLOURS[3], linewidth=1.5, linestyle="--", marker=mark, label="learning rate",
+        color=COLOURS[3], linewidth=1.5, linestyle="--", marker=mark, label="learning rate",
     )  # fmt: skip
     right.set_ylabel("learning rate")
     right.set_ylim(bottom=0)
@@ -88,9 +93,6 @@ def embedding(features: Tensor, labels: Tensor, classes: tuple[str, ...], title:
         title: above the picture.
         path: of the PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = min(len(classes), 20)
     chosen = (labels.cpu() < shown).nonzero().flatten()
     chosen = chosen[:: -(-len(chosen) // 2000)]
@@ -98,12 +100,11 @@ def embedding(features: Tensor, labels: Tensor, classes: tuple[str, ...], title:
     rows = rows - rows.mean(0)
     _, strength, axes_of_data = torch.linalg.svd(rows, full_matrices=False)
     points, share = rows @ axes_of_data.T, (100 * strength**2 / (strength**2).sum()).tolist()
-    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     for first, axes in zip((0, 2), figure.subplots(1, 2), strict=True):
         for k in range(shown):
             mine = points[labels == k]
-            colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k // len(_COLOURS)]
+            colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k // len(COLOURS)]
             style = {"s": 16, "c": colour, "marker": marker, "alpha": 0.7, "linewidths": 0}
             axes.scatter(mine[:, first], mine[:, first + 1], label=classes[k], **style)
         axes.set(xlabel=f"component {first + 1} ({share[first]:.0f} %)")
@@ -132,21 +133,17 @@ def panels(
         xlabel, ylabel: of all panels.
         path: of the PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = 2 if len(found) == 4 else min(3, len(found))
     rows = -(-len(found) // columns)
     names = list(dict.fromkeys(name for curves in found.values() for name in curves))
-    figure = Figure(figsize=(max(8, 4 * columns), 3.6 * rows + 0.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(8, 4 * columns), 3.6 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (title, curves) in zip(grid, found.items(), strict=False):
         for name, points in curves.items():
             i = names.index(name)
             x, y, bar = zip(*((at + 0.04 * i, *rest) for at, *rest in sorted(points)), strict=True)  # side by side
             axes.errorbar(
-                x, y, bar, color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i // len(_COLOURS) % len(_MARKERS)],
+                x, y, bar, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i // len(COLOURS) % len(MARKERS)],
                 linewidth=1.8, capsize=3, label=name,
             )  # fmt: skip
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)

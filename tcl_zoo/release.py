@@ -19,8 +19,7 @@ import safetensors.torch
 import torch
 
 from . import index
-from .card_tables import zoo_table
-from .cards import card
+from .cards import card, zoo_table
 from .datasets import load
 from .errors import TrainingError, WeightsError
 from .features import features, predict

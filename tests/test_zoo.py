@@ -16,7 +16,7 @@ from PIL import Image
 
 import tcl_zoo
 from tcl_zoo import index
-from tcl_zoo.card_tables import side_by_side
+from tcl_zoo.cards import side_by_side
 from tcl_zoo.recipes import from_dict, recipe
 from tcl_zoo.verify import verify
 from tcl_zoo.weights import read_config

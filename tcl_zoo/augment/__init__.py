@@ -15,20 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .._validation import AUGMENTATIONS as POLICIES
 from . import ops, policies
 from .simaugment import RECOLOUR, MultiCrop, Recolour
 
 __all__ = ["POLICIES", "Augment", "MultiCrop", "ops", "policies", "view_groups"]
 
-POLICIES = (
-    "autoaugment_thesis",
-    "autoaugment",
-    *RECOLOUR,
-    "crop_flip",
-    "crop",
-    "resized_crop_flip",
-    "none",
-)
 _PART = 256  # images of a group that are worked on at a time on a CPU
 _CHUNK = 2048  # images that are grouped at a time on a CPU: their bytes stay in its last cache
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images import read, shown
+from ..pictures import new_figure
 
 _DPI, _WIDTH, _GAP, _MARGIN, _QUERY = 100, 8.0, 0.15, 0.2, 2.2  # inches but the first
 _LINE = 0.19  # height of a line of text
@@ -27,8 +28,6 @@ def plot_neighbours(query: str, nearest: Sequence[tuple[str, float]], path: str 
         path: of the PNG.
     """
     from matplotlib import font_manager
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     several = len({os.path.dirname(name) for name, _ in nearest}) > 1
     columns = 3 if len(nearest) <= 9 else 4 if len(nearest) <= 16 else 5
@@ -36,8 +35,7 @@ def plot_neighbours(query: str, nearest: Sequence[tuple[str, float]], path: str 
     side = (_WIDTH - 2 * _MARGIN - _QUERY - _GAP * (columns + 1)) / columns
     below = _LINE * (3 if several else 2) + _GAP / 2
     height = max(2 * _MARGIN + rows * (side + below), 2 * _MARGIN + _QUERY + 3 * _LINE)
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH, height, _DPI, facecolor="white", layout="none")
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = [font for font in _FONTS if font in installed]
 

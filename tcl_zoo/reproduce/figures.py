@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from ..pictures import _MARKERS
+from ..pictures import MARKERS, new_figure
 from .grids import SUPCON, TCL
 from .markdown import scale_note
 from .plan import Plan
@@ -22,16 +22,12 @@ def _look(names: list[str]) -> dict[str, dict[str, Any]]:
     free, look = itertools.cycle(colour for colour in _FREE if colour not in taken), {}
     for i, name in enumerate(names):
         colour = _FIXED.get(name) or next(free)
-        look[name] = {"color": colour, "marker": _MARKERS[i % len(_MARKERS)], "linestyle": _STYLES[i % len(_STYLES)]}
+        look[name] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "linestyle": _STYLES[i % len(_STYLES)]}
     return look
 
 
 def _figure(plan: Plan, height: float, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, height, dpi=120)
     note = scale_note(plan)
     figure.suptitle(f"{plan.grid.name}: {plan.grid.title}" + (f"\n{note}" if note else ""), fontsize=12 if note else 13)
     return figure, figure.subplots(1, columns)

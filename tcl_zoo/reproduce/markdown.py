@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cards.text import CACHED
 from ..runs import write_atomically
 from .plan import MISSING, Plan
 
@@ -14,12 +15,6 @@ MEASURES = {"top1": "top-1", "positives": "response of positives", "negatives": 
 _RESPONSES = (
     "Positives, negatives: mean gradient magnitude per anchor from all positives and from all negatives, without the "
     "common factor 1/temperature (`tcl_zoo.analysis.gradient_responses`), averaged over the training's steps."
-)
-
-
-_CACHED = (
-    "`cached` is a logistic regression on the features of the training images as they are; the thesis trains its "
-    "linear layer by SGD on augmented ones (`--protocol thesis`)."
 )
 
 
@@ -70,7 +65,7 @@ def write_markdown(
     by = f" ({'; '.join(how)})" if how else ""
     lines += [f"Top-1 in percent of the test split{by}; interval: 95 %, Student's t over runs (seeds).{coarse}", ""]
     if not note and any("cached" in row["protocol"] for row in rows):
-        lines += [_CACHED, ""]
+        lines += [f"{CACHED} (`--protocol thesis` does.)", ""]
     lines += _table(rows, grid.axis, grid.kind == "gradients")
     if pairs and any(pair["n"] for pair in pairs):
         lines += ["", "Differences, paired by seed:", "", *_pairs(pairs)]

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..card_tables import side_by_side
+from ..cards import side_by_side
 from ..errors import RecipeError
 from ..progress import duration
 from ..recipes import recipe

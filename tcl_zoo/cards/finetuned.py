@@ -1,11 +1,12 @@
-"""What cards say of use beyond the training data: the card of a fine-tuned model, the section on transfer."""
+"""The card of a model that somebody fine-tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
-from .datasets import DATASETS
+from ..datasets import DATASETS
+from .text import class_list, transfer_section
 
 _MEANING = {
     "epochs": "passes over the training images",
@@ -52,7 +53,6 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: 
     Args:
         config: the release's ``config.json``.
         pictures: files beside it to show.
-        interval: (percent, n) to a 95 % interval.
         repo_id: where it is, or will be, on a Hub.
     """
     from huggingface_hub import ModelCard
@@ -61,7 +61,6 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: 
     name, parent, results, plan = facts["name"], facts["parent"], facts["results"], facts["recipe"]
     channels, size, _ = config["pretrained_cfg"]["input_size"]
     labels = config["pretrained_cfg"]["label_names"]
-    shown = ", ".join(labels[:20]) + (f", ... ({len(labels)} in `config.json`)" if len(labels) > 20 else "")
     places = ("hub", "`{}` on the Hub"), ("sha256", "sha256 `{}`")
     details = ", ".join(text.format(parent[key]) for key, text in places if key in parent)
     origin = f"`{parent['name']}`" + (f" ({details})" if details else "")
@@ -114,7 +113,7 @@ class_index = model(transform(Image.open("image.png"))[None]).argmax(1)
 
 or `import tcl_zoo, timm; timm.create_model(place, pretrained=True)`.
 
-Classes, in the order of the logits: {shown}.
+Classes, in the order of the logits: {class_list(config)}.
 
 ## Training
 
@@ -132,36 +131,3 @@ It knows these {len(labels)} classes and nothing else: it names one of them for 
 not calibrated. Terms of the parent and of the training images apply; whoever publishes this states them.
 """
     return str(ModelCard(f"---\n{finetuned_metadata(config).to_yaml()}\n---\n{text}"))
-
-
-def transfer_section(rows: list[dict[str, Any]] | None, own: str = "") -> str:
-    """What the frozen features are worth on other images, as a section of the card; "" where it was not measured.
-
-    Args:
-        rows: ``transfer`` of the release's ``config.json``: ``dataset``, ``classifier``, ``shots``, ``mean``, ``std``,
-            ``draws`` and ``test_images`` of each setting.
-        own: the data set that the encoder was trained on.
-    """
-    if not rows:
-        return ""
-    shots = sorted({row["shots"] for row in rows}, key=lambda number: (number == 0, number))
-    lines = ["| data set | classifier | " + " | ".join(str(number or "all") for number in shots) + " | test images |"]
-    lines.append("|---|---|" + "---|" * (len(shots) + 1))
-    for dataset, kind in dict.fromkeys((row["dataset"], row["classifier"]) for row in rows):
-        mine = {row["shots"]: row for row in rows if (row["dataset"], row["classifier"]) == (dataset, kind)}
-        cells = []
-        for number in shots:
-            row = mine.get(number)
-            spread = f" ± {row['std']:.1f}" if row and row["draws"] > 1 else ""
-            cells.append(f"{row['mean']:.1f}{spread}" if row else "-")
-        lines.append(f"| {dataset} | {kind} | {' | '.join(cells)} | {next(iter(mine.values()))['test_images']:,} |")
-    draws = max(row["draws"] for row in rows)
-    seen = (
-        f" The encoder itself was trained on all training images of {own}."
-        if own in {row["dataset"] for row in rows}
-        else ""
-    )
-    return (
-        "## Few labels and transfer\n\nTop-1 (%) on frozen features by training images per class, mean ± standard "
-        f"deviation over {draws} draws of them\n(`tcl-zoo probe`).{seen}\n\n" + "\n".join(lines) + "\n\n"
-    )

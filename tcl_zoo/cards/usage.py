@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import index
+from .. import index
 
 
 def usage(config: dict[str, Any], repo_id: str | None) -> str:

@@ -1,20 +1,20 @@
-"""Model cards and tables of results, written from ``config.json`` alone."""
+"""The card of a model that this zoo trained."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 from typing import Any
 
-from ._ssl_recipes import TITLES, unused_fields
-from .card_usage import usage
-from .datasets import DATASETS
-from .downstream_cards import finetuned_card, finetuned_metadata, transfer_section
-from .progress import duration
-from .recipes import flat
-from .recipes import recipe as planned
-from .thesis import reported
+from .._ssl_recipes import TITLES, unused_fields
+from ..datasets import DATASETS
+from ..progress import duration
+from ..recipes import flat
+from ..recipes import recipe as planned
+from ..thesis import reported
+from .finetuned import finetuned_card, finetuned_metadata
+from .text import CACHED, class_list, interval, transfer_section
+from .usage import usage
 
 _OBJECTIVES = {
     "tcl": "Tuned Contrastive Learning (TCL)",
@@ -46,10 +46,6 @@ _MEANING = {
     "warmup_epochs": "epochs in which lr rises linearly",
     **{f"probe_{key}": "linear phase, protocol `thesis` only" for key in ("epochs", "lr", "batch", "augmentation")},
 }
-_CACHED = (
-    "The linear probe is a logistic regression (L2, C = 1) on the features of the training images as they are; the "
-    "thesis trains a linear layer by SGD on augmented ones."
-)
 _BUDGET = (
     "Cross-entropy has the budget of the contrastive recipes and their linear phase together: 1.5 times as many "
     "epochs, one view, as many images in a step as they have views."
@@ -128,7 +124,7 @@ def card(
 
     facts = config["tcl_zoo"]
     if "parent" in facts:
-        return finetuned_card(config, pictures, interval, repo_id)
+        return finetuned_card(config, pictures, repo_id)
     recipe, environment = facts["recipe"], facts["environment"]
     name, info = facts["name"], DATASETS[recipe["dataset"]]
     values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())
@@ -158,7 +154,7 @@ the test images.
 
 {usage(config, repo_id)}
 
-Classes, in the order of the logits: {_classes(config)}.
+Classes, in the order of the logits: {class_list(config)}.
 
 ## Training
 
@@ -222,7 +218,7 @@ def _how(config: dict[str, Any]) -> str:
     """What the protocol and the variant of a name mean."""
     recipe, lines = config["tcl_zoo"]["recipe"], []
     if config["tcl_zoo"]["results"]["protocol"].endswith("cached"):
-        lines.append(_CACHED)
+        lines.append(CACHED)
     if recipe["objective"] == "ce" and recipe["variant"] != "supcontrast":
         contrast = " It is not SupContrast's of 500 epochs." if recipe["dataset"].startswith("cifar") else ""
         lines.append(_BUDGET + contrast)
@@ -242,13 +238,6 @@ def _altered(facts: dict[str, Any]) -> str:
     return f"On the official files `verify` compares on the {n:,} test images that are the same: {top1}."
 
 
-def interval(percent: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate in percent, measured on ``n`` images."""
-    p, z = percent / 100, 1.959964
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n)
-
-
 def _shown(pictures: Collection[str], *files: str) -> str:
     return "".join(f"![{_PICTURES[file]}]({file})\n\n" for file in files if file in pictures)
 
@@ -257,9 +246,3 @@ def _values(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe as a card shows it: what its name says already, and what its objective does not use, left out."""
     hidden = {"name", "objective", "encoder", "dataset", "variant"} | unused_fields(recipe["objective"])
     return {key: value for key, value in flat(recipe).items() if key not in hidden and value != ""}
-
-
-def _classes(config: dict[str, Any]) -> str:
-    labels = config["pretrained_cfg"]["label_names"]
-    shown = ", ".join(labels[:20])
-    return shown if len(labels) <= 20 else f"{shown}, ... ({len(labels)} in `config.json`)"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .datasets import DATASETS
-from .progress import duration
-from .thesis import reported
+from ..datasets import DATASETS
+from ..progress import duration
+from ..thesis import reported
 
 _SUPERVISED = {"tcl": "TCL", "supcon": "SupCon", "ce": "cross-entropy"}
 
