@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import DataError
+from .errors import DataError, one_line
 from .outside import bounded, expanded
-from .splits import FolderSplit, Split, holdout, loader, subfolders, why
+from .splits import FolderSplit, Split, holdout, loader, subfolders
 
 __all__ = ["DATASETS", "DatasetInfo", "FolderSplit", "Split", "class_names", "holdout", "load", "loader"]
 
@@ -146,7 +146,7 @@ def _npz(info: DatasetInfo, path: Path, split: str) -> Split:
             images, labels = archive[f"x_{split}"], archive[f"y_{split}"]
     except Exception as error:  # a damaged archive raises whatever its first bad byte meets
         wanted = f"cannot read x_{split} and y_{split} of {path}"
-        raise DataError(f"{wanted}: {why(error)}; replace or delete the file") from error
+        raise DataError(f"{wanted}: {one_line(error)}; replace or delete the file") from error
     return _checked(info, images, labels, path)
 
 
@@ -171,7 +171,7 @@ def _torchvision(info: DatasetInfo, root: Path, split: str, download: bool) -> S
     except Exception as error:  # whatever the transport or a damaged file raises
         advice = "check the network" if bad else "delete what is damaged and pass --download"
         verb = "download" if bad else "read"
-        raise DataError(f"cannot {verb} {folder}: {why(error)}; {advice}") from error
+        raise DataError(f"cannot {verb} {folder}: {one_line(error)}; {advice}") from error
     return _checked(info, np.asarray(found.data), np.asarray(found.targets), folder)
 
 

@@ -46,7 +46,7 @@ class CifarResNet(ResNet):
         self.conv1 = nn.Conv2d(in_chans, width, 3, stride=1, padding=1, bias=False, **factory)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's init_weights
         if width != 64:  # timm's stem is 64 wide whatever the stages are: bring the first block down to it
-            self._narrow_stem(block, width, kwargs, factory)
+            self._narrow_stem(block, width, factory)
         self.maxpool = nn.Identity()
         for stage, info in enumerate(self.feature_info):
             info["reduction"] = 2 ** max(0, stage - 1)
@@ -55,7 +55,7 @@ class CifarResNet(ResNet):
             # timm's forward names layer1 to layer4: an empty Sequential (not Identity: checkpointing iterates it).
             self.layer4 = nn.Sequential()
 
-    def _narrow_stem(self, block: Any, width: int, kwargs: dict[str, Any], factory: dict[str, Any]) -> None:
+    def _narrow_stem(self, block: Any, width: int, factory: dict[str, Any]) -> None:
         first = self.layer1[0]
         if block is not BasicBlock:
             raise ValueError("a stem narrower than 64 channels is for BasicBlock nets")

@@ -32,3 +32,8 @@ class TrainingError(TclZooError, RuntimeError):
 
 class RunInUseError(TrainingError):
     """A run folder that another training holds."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

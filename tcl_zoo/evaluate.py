@@ -13,7 +13,7 @@ import torch
 
 from .batches import Normalise
 from .datasets import FolderSplit, Split, load
-from .features import features, predict
+from .features import default_device, features, predict
 from .probe import ProbeResult, knn_probe, linear_probe
 from .runs import load_run, save_module, write_json
 
@@ -42,7 +42,7 @@ def evaluate_run(
     """
     folder = Path(run_dir)
     recipe, model = load_run(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(device)
     model = model.to(device)
     train = train or load(recipe.dataset, data_dir, "train")
     test = load(recipe.dataset, data_dir, "test")

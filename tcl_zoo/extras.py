@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import DataError
+from .errors import DataError, one_line
 from .outside import expanded
-from .splits import FolderSplit, Split, stratified, subset, why
+from .splits import FolderSplit, Split, stratified, subset
 
 _TEST_SHARE = 0.2  # of a set that comes without splits
 
@@ -79,12 +79,12 @@ def load_extra(
     wanted = [{key: value} for value in (facts.train if split == "train" else facts.test)] or [{}]
     try:
         found = [getattr(datasets, facts.source)(root, **w, download=download) for w in wanted]
-        parts = [_read(part, root, facts) for part in found]
+        parts = [_read(part, facts) for part in found]
         whole = parts[0] if len(parts) == 1 else _joined(parts)
     except Exception as error:  # whatever the transport, or the first bad byte of a damaged file, raises
         raise DataError(
-            f"cannot read {facts.title} under {root}: {why(error)}; pass --download, or the folder that torchvision's "
-            f"{facts.source} reads as --data-dir"
+            f"cannot read {facts.title} under {root}: {one_line(error)}; pass --download, or the folder that "
+            f"torchvision's {facts.source} reads as --data-dir"
         ) from error
     if not wanted[0]:
         kept, held = stratified(whole.labels, _TEST_SHARE)
@@ -92,7 +92,7 @@ def load_extra(
     return whole
 
 
-def _read(found: Any, root: Path, facts: Extra) -> Split | FolderSplit:
+def _read(found: Any, facts: Extra) -> Split | FolderSplit:
     classes = tuple(getattr(found, "classes", ())) if not facts.classes else tuple(map(str, range(facts.classes)))
     if isinstance(getattr(found, "data", None), np.ndarray | torch.Tensor):
         images = torch.as_tensor(found.data)

@@ -43,6 +43,16 @@ def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normalis
     return normalise
 
 
+def default_device(asked: torch.device | str | None = None) -> torch.device:
+    """The device that was asked for; else a GPU where there is one."""
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """[classes, classes] counts of two [N] of class indices, true class by row."""
+    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """eval(), no gradients, and float32 that is not rounded to TF32: figures are to hold on any device."""

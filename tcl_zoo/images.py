@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, one_line
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
@@ -116,7 +116,7 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def reason(error: Exception) -> str:
     """Why a file did not decode, in one line and without its path."""
-    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)
 
 
 def shown(path: str) -> str:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import index
-from .errors import DataError, WeightsError
-from .features import frozen, pooled
+from .errors import DataError, WeightsError, one_line
+from .features import default_device, frozen, pooled
 from .images import batched, convert, read, reason, shown
 from .memory import give_back_freed
 from .models import create_model, create_transform
 from .places import resolve, run_folder
-from .splits import loader, why
+from .splits import loader
 
 _TRIM_EVERY = 16  # batches
 
@@ -146,7 +146,7 @@ def pipeline(
     import timm
     from torchvision.transforms import v2
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = default_device(device)
     run = run_folder(name) if weights_dir is None else None
     name, weights_dir = (str(run), None) if run else resolve(name, weights_dir)
     if run or weights_dir or name in index.entries() or not timm.is_model(name.partition(".")[0]):
@@ -156,7 +156,7 @@ def pipeline(
         try:
             model = timm.create_model(name, pretrained=pretrained)
         except Exception as error:  # no network, no such tag, a damaged cache: timm and the Hub client raise anything
-            raise WeightsError(f"timm cannot load {name}: {why(error)}") from error
+            raise WeightsError(f"timm cannot load {name}: {one_line(error)}") from error
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
         mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
         transform = v2.Compose([v2.Lambda(functools.partial(convert, mode=mode)), transform])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .errors import TclZooError, TrainingError
+from .errors import TclZooError, TrainingError, one_line
 from .ranks import ranks
 
 _PATIENCE = 6.0  # seconds for the others to notice and report
@@ -50,7 +50,7 @@ def on_main(work: Callable[[], object], name: str) -> None:
     try:
         work()
     except Exception as error:
-        store.set(key, " ".join(str(error).split()) or type(error).__name__)
+        store.set(key, one_line(error))
         raise
     store.set(key, "")
 
@@ -69,7 +69,7 @@ def naming_the_lost() -> Iterator[None]:
             raise
         if not _of_the_transport(error):
             if isinstance(error, TclZooError):
-                _report(" ".join(str(error).split()))
+                _report(one_line(error))
             else:
                 _report(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             raise

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import __version__, hub, index
 from .errors import WeightsError
+from .outside import short
 from .release import CARD_FILE, PROJECTOR_FILE, record, render_card, write_card
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -92,7 +93,7 @@ def check(folder: Path, data_dir: str | os.PathLike[str] | None = None, *, index
 
     def hold(what: str, found: object, expected: object) -> None:
         if found != expected:
-            problems.append(f"{what} is {_short(found)} instead of {_short(expected)}")
+            problems.append(f"{what} is {short(found)} instead of {short(expected)}")
 
     hold("the sha256 of the weights", digests[WEIGHTS_FILE], facts["sha256"])
     if indexed:
@@ -103,7 +104,7 @@ def check(folder: Path, data_dir: str | os.PathLike[str] | None = None, *, index
         text = files[CARD_FILE].read_text(encoding="utf-8")
         found, expected = ModelCard(text).data.to_dict(), metadata(config).to_dict()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        problems.append(f"the card's metadata cannot be read ({_short(error)})")
+        problems.append(f"the card's metadata cannot be read ({short(error)})")
     else:
         for key, value in expected.items():
             hold(f"{key} in the card (--cards writes it again)", found.get(key), value)
@@ -112,11 +113,6 @@ def check(folder: Path, data_dir: str | os.PathLike[str] | None = None, *, index
     if problems:
         raise ReleaseCheckError(f"{folder} is not published: {'; '.join(problems)}")
     return config
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _measured(folder: Path, facts: dict[str, Any], data_dir: str | os.PathLike[str] | None) -> list[str]:

@@ -22,7 +22,7 @@ from . import index
 from .cards import card, zoo_table
 from .datasets import load
 from .errors import TrainingError, WeightsError
-from .features import features, predict
+from .features import confusion_counts, default_device, features, predict
 from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
@@ -82,7 +82,7 @@ def release(
     golden = golden_output(model, cfg).tolist()
     splits = {part: load(trained.dataset, data_dir, part) for part in ("train", "test")}
     test = splits["test"]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(device)
     model.pretrained_cfg = cfg  # type: ignore[assignment]
     predictions = predict(model.to(device), test).argmax(1)
     hits = int((predictions == test.labels.cpu()).sum())
@@ -116,8 +116,7 @@ def release(
         (part / WEIGHTS_FILE).write_bytes(data)
         write_json(part / CONFIG_FILE, config)
         training_curve(metrics, f"{trained.name}: training", part / "training_curve.png")
-        k = len(test.classes)
-        counts = torch.bincount(test.labels.cpu() * k + predictions, minlength=k * k).view(k, k)
+        counts = confusion_counts(test.labels.cpu(), predictions, len(test.classes))
         confusion(counts, test.classes, f"{trained.name}: {len(test):,} test images", part / "confusion.png")
         rows = features(model, test, desc="features for the picture")
         embedding(rows, test.labels, test.classes, f"{trained.name}: features", part / "embedding.png")

@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .errors import RunInUseError, TrainingError
+from .errors import RunInUseError, TrainingError, one_line
 from .outside import short
 from .recipes import DATA, Recipe, from_dict
 
@@ -62,7 +62,7 @@ def writing(folder: Path) -> Iterator[None]:
     except TrainingError:
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise TrainingError(
             f"cannot write the run folder {folder}: {reason}; once it can be written, the same command goes on "
             "from the last checkpoint"

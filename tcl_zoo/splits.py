@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .errors import DataError
+from .errors import DataError, one_line
 from .images import SUFFIXES, WrongSizeError, read
 from .progress import progress
 
@@ -134,7 +134,7 @@ class FolderSplit(Dataset[tuple[Any, int, int]]):
         except WrongSizeError:
             raise
         except Exception as error:  # a damaged file raises whatever its first bad byte meets
-            raise DataError(f"{path} does not decode: {why(error)}; replace it") from error
+            raise DataError(f"{path} does not decode: {one_line(error)}; replace it") from error
 
     def decoded(self) -> Split:
         """All images in memory; a ``DataError`` names one that is not S x S pixels."""
@@ -279,7 +279,7 @@ def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:
     try:
         parts = train_test_split(indices, test_size=n, stratify=labels, random_state=seed)
     except ValueError as error:
-        raise DataError(f"cannot hold out {n} of {len(split)} images: {why(error)}") from error
+        raise DataError(f"cannot hold out {n} of {len(split)} images: {one_line(error)}") from error
     train, held = (cast("Split", subset(split, torch.from_numpy(np.sort(part)))) for part in parts)
     return train, held
 
@@ -297,8 +297,3 @@ def _image_files(folder: Path) -> list[str]:
     if not found:
         raise DataError(f"class folder {folder} has no images ({' '.join(SUFFIXES)}); fill it")
     return found
-
-
-def why(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ from torch import Tensor
 from .downstream import KNOWN, fit, load_known, open_data
 from .downstream_models import brings_weights, open_model, own_name, resized
 from .errors import DataError
-from .features import features
+from .features import default_device, features
 from .outside import expanded
 from .probe import knn_probe, linear_probe
 from .runs import write_atomically
@@ -73,7 +73,7 @@ def transfer(
     """Linear and kNN top-1 of every encoder on every data set, at every number of training images per class.
 
     Args:
-        models: see :func:`tcl_zoo.downstream.open_model`.
+        models: see :func:`tcl_zoo.downstream_models.open_model`.
         datasets: known data sets (``KNOWN``) or folders, tested on ``test/``, or ``val/``, or a held-out fifth.
         data_dir: where the known data sets are.
         shots: training images of each class; 0 is all. Draws are nested: those of 5 are among those of 10. A number
@@ -98,7 +98,7 @@ def transfer(
     called, data_called = _labels(models, own_name), _labels(datasets, _data_name)
     own = {name for name in models if brings_weights(name)}
     own = own if len(own) < len(set(models)) else set()  # a weights_dir for none of them is refused by open_model
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(device)
     scores: list[Score] = []
     for name in datasets:
         train, test = _images(name, data_dir, download)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .downstream import fit, load_known
 from .errors import WeightsError
-from .features import predict
+from .features import confusion_counts, default_device, predict
 from .models import create_model
 from .places import resolve, run_folder
 from .splits import FolderSplit, Split, subset
@@ -102,8 +102,7 @@ class Verification:
 
     def confusion(self) -> Tensor:
         """[classes, classes] counts, true class by row."""
-        k = len(self.classes)
-        return torch.bincount(self.labels * k + self.predictions, minlength=k * k).view(k, k)
+        return confusion_counts(self.labels, self.predictions, len(self.classes))
 
     def per_class(self) -> list[tuple[str, int, float]]:
         """(class, test images, recall in percent) of every class."""
@@ -176,7 +175,7 @@ def verify(
     same, left_out = test.fingerprint() == fingerprint, 0
     if not same and altered and (others := altered.others(test)):
         test, same, left_out, reported = others, True, len(altered.images), 100 * altered.hits / altered.n
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(device)
     predictions = predict(model.to(device), test).argmax(1)
     labels = test.labels.cpu()
     hits, n = int((predictions == labels).sum()), len(labels)

@@ -17,6 +17,7 @@ import torch
 from hub_client import NAME, PRELUDE, REPO
 from hub_server import HubServer, run_client
 
+PATIENCE = 8  # seconds: 4 are the design's, the client alone would take 23; the rest is for a loaded machine
 WEIGHTS, CONFIG = "/cdn/*model.safetensors", "/api/resolve-cache/*config.json"
 
 
@@ -273,15 +274,15 @@ def test_offline_and_server_down(published, hub):
         assert server.requests == []
         server.fail("status", times=None, status=503)
         answer, seconds = light(server, published, branch)
-        assert answer == digest(published) and seconds < 5
+        assert answer == digest(published) and seconds < PATIENCE
     answer, seconds = light(server, published, branch)
-    assert answer == digest(published) and seconds < 5
+    assert answer == digest(published) and seconds < PATIENCE
     empty = published / "empty"
     empty.mkdir()
     (empty / "index.json").write_bytes((published / "index.json").read_bytes())
     answer, seconds = light(server, empty)
     assert f"{server.endpoint} does not answer" in answer and f"no copy in {empty}/cache" in answer
-    assert REPO in answer and seconds < 5
+    assert REPO in answer and seconds < PATIENCE
 
 
 def test_a_busy_server_does_not_take_the_cached_copy_away(hub, client, published):
@@ -317,7 +318,7 @@ def test_a_server_that_accepts_and_says_nothing(published, hub):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         answer, seconds = light(hub, published, HF_ENDPOINT=endpoint)
-    assert f"{endpoint} does not answer" in answer and seconds < 5
+    assert f"{endpoint} does not answer" in answer and seconds < PATIENCE
 
 
 class Trap:

@@ -122,7 +122,7 @@ def test_every_objective_is_that_of_one_process(tmp_path, world):
 
 def _waits(rank: int, world: int, folder: str) -> None:
     where = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", where, timeout=timedelta(seconds=20), rank=rank, world_size=world)
+    dist.init_process_group("gloo", where, timeout=timedelta(seconds=120), rank=rank, world_size=world)
     done = Path(folder) / "done"
 
     def fails() -> None:

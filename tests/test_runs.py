@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import textwrap
 import time
 from pathlib import Path
 
@@ -299,9 +300,10 @@ def test_two_start_at_the_same_moment(forks, tmp_path, whole):
     while not os.path.exists({str(meet)!r}): pass
     status = go({str(run_dir)!r})
     """
-    for server in servers:
-        server.start(code)
-    time.sleep(0.3)
+    for number, server in enumerate(servers):
+        server.start(f"open({str(tmp_path)!r} + '/ready{number}', 'w')\n{textwrap.dedent(code)}")
+    while not all((tmp_path / f"ready{number}").exists() for number in range(len(servers))):
+        time.sleep(0.01)
     meet.write_text("")
     codes = sorted(server.wait() for server in servers)
     said = [server.log.read_text() for server in servers]

@@ -1,8 +1,7 @@
 """Image operations on a whole batch of uint8 [N, C, H, W], each sample with its own magnitude.
 
 Each is Pillow's operation of the same name, to the bit where Pillow works in integers (geometry, LUTs, blends); hue and
-blur are torchvision's on tensors. The tests hold them against both. Gray images have C = 1. Magnitudes are tensors [N]
-on the images' device.
+blur are torchvision's on tensors. Gray images have C = 1. Magnitudes are tensors [N] on the images' device.
 """
 
 from __future__ import annotations

@@ -101,16 +101,14 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
 
 
 def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
-    import torch
-
     from ..downstream import fit, load_known
     from ..downstream_models import open_model, resized
     from ..errors import DataError
-    from ..features import features
+    from ..features import default_device, features
     from ..probe import knn_probe, linear_probe
 
     model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(args.device)
     model = model.to(device)
     cfg = resized(model, size=args.size)
     model.pretrained_cfg = cfg  # type: ignore[assignment]

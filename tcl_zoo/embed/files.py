@@ -51,7 +51,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     """What a file of embeddings is of: ``model``, ``weights`` (sha256), ``dim``, ``images`` (n, sha256).
 
     Raises:
-        DataError: not a file that :class:`Partial` wrote.
+        DataError: not a file that :class:`tcl_zoo.embed.partial.Partial` wrote.
     """
     with _reading(path):
         if path.suffix == ".parquet":
@@ -69,7 +69,7 @@ def chunks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
     """(paths, float32 [n, d]) of a file of embeddings, some megabytes at a time, in order.
 
     Raises:
-        DataError: not a file that :class:`Partial` wrote.
+        DataError: not a file that :class:`tcl_zoo.embed.partial.Partial` wrote.
     """
     count = _per_chunk(read_meta(path)["dim"])
     with _reading(path):

@@ -20,7 +20,7 @@ from torch import nn
 from ..downstream import Data
 from ..downstream_models import own_name
 from ..errors import TrainingError
-from ..features import predict
+from ..features import confusion_counts, predict
 from ..index import entries
 from ..models import create_model
 from ..outside import POOLS, PRETRAINED_KEYS, complaint
@@ -112,7 +112,7 @@ def export(
             "data": data.name,
             "recipe": {key: value for key, value in plan.to_dict().items() if key != "dataset" or value},
             "results": results,
-            "fingerprints": _fingerprints(plan, data),
+            "fingerprints": _fingerprints(data),
             "sha256": hashlib.sha256(weights).hexdigest(),
             "bytes": len(weights),
             "parameters": parameters,
@@ -129,7 +129,7 @@ def export(
         _hold(temporary, name, config, golden)
         training_curve(metrics, f"{name}: fine-tuning", temporary / "training_curve.png")
         if shown is not None and len(classes) <= 200:
-            counts = _counts(measured[part][1], shown, len(classes))
+            counts = confusion_counts(shown.labels.cpu(), measured[part][1], len(classes))
             with warnings.catch_warnings():  # of class names in a script that matplotlib's font lacks
                 warnings.filterwarnings("ignore", "Glyph")
                 confusion(counts, classes, f"{name}: {len(shown):,} {part} images", temporary / "confusion.png")
@@ -201,11 +201,7 @@ def _measure(model: nn.Module, split: Split | FolderSplit, workers: int) -> tupl
     return 100 * float((predictions == split.labels.cpu()).double().mean()), predictions
 
 
-def _counts(predictions: torch.Tensor, split: Split | FolderSplit, k: int) -> torch.Tensor:
-    return torch.bincount(split.labels.cpu() * k + predictions, minlength=k * k).view(k, k)
-
-
-def _fingerprints(plan: Plan, data: Data) -> dict[str, str]:
+def _fingerprints(data: Data) -> dict[str, str]:
     """Of images in memory as they are trained on, of a folder's files."""
     found = {part: getattr(data, part) for part in ("train", "val", "test")}
     return {part: split.fingerprint() for part, split in found.items() if split is not None}

@@ -20,7 +20,7 @@ class Plan:
     """One fine-tuning; frozen, so that a run can be compared with what it was asked for.
 
     Attributes:
-        model: the encoder to start from; see :func:`tcl_zoo.downstream.open_model`.
+        model: the encoder to start from; see :func:`tcl_zoo.downstream_models.open_model`.
         dataset: a known data set, or "" for a folder.
         pretrained: False starts from random weights, to compare.
         epochs: passes over the training images; 0 is 20, or as many as make 400 steps.

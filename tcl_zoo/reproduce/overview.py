@@ -13,7 +13,7 @@ from ..errors import RecipeError
 from ..progress import duration
 from ..recipes import recipe
 from ..runs import write_atomically
-from ..thesis import REPORTED
+from ..thesis import REPORTED, reported
 from .grids import GRIDS, Grid
 from .markdown import MEASURES, number, spread, table_line
 from .plan import MISSING
@@ -170,7 +170,7 @@ def _released(configs: dict[str, dict[str, Any]]) -> list[str]:
     lines += [table_line(head), table_line(["---"] * len(head))]
     for name, config in configs.items():
         card = config["tcl_zoo"]
-        results, theirs = card["results"], REPORTED.get(name)
+        results, theirs = card["results"], reported(name)
         ours, environment = results["top1"], card.get("environment", {})
         lines.append(
             table_line(

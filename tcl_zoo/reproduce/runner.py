@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunInUseError, TrainingError
+from ..errors import RunInUseError, TrainingError, one_line
 from ..recipes import Recipe
 from ..runs import read_jsonl
 from ..stopping import Stop
@@ -94,7 +94,7 @@ class Store:
             self._failed(job).unlink(missing_ok=True)
             return
         self.runs.mkdir(parents=True, exist_ok=True)
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         self._failed(job).write_text(text + "\n", encoding="utf-8")
 
     def _failed(self, job: Job) -> Path:
