@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from . import index
 from .errors import RecipeError, WeightsError
 from .models import create_model
 from .places import resolve, run_folder
@@ -39,6 +40,7 @@ def open_model(
         return create_model(name, pretrained, **{"num_classes": 0, **timm_kwargs})
     known = timm.is_model(name.partition(".")[0])
     name, weights_dir = resolve(name, None if known else weights_dir)
+    known = known and name not in index.entries()  # timm's word for a release of this zoo
     if name.startswith(SOURCES) or weights_dir:
         return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
     if known:

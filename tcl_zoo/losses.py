@@ -191,11 +191,12 @@ class TCLLoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
+    _looked = False  # at the lengths of a first batch
+
     def __init__(self, temperature: float = 0.1, k1: float = 5000.0, k2: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         check_arguments(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), temperature, k1, k2, reduction)
         self.temperature, self.k1, self.k2, self.reduction = temperature, k1, k2, reduction
-        self._looked = False
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """[N, D] unit rows and [N] integer labels to a scalar (or [N]); warns where the first batch is not of them."""

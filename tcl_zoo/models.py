@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import index
-from .errors import RecipeError, WeightsError
+from .errors import RecipeError, WeightsError, one_line
 from .images import convert
-from .places import resolve, run_folder
-from .recipes import DATA, from_dict, names, recipe
+from .outside import parsed, read_limited
+from .places import resolve, run_folder, run_recipe
+from .recipes import DATA, names, recipe
 from .thesis import reported
 from .weights import SOURCES, locate, read_config, read_weights, release_folder
 
@@ -83,12 +83,12 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
 
 
 def _run_info(folder: Path) -> dict[str, Any]:
-    from .runs import read_recipe_file
-
-    plan = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
-    measured = folder / "results.json"
-    results = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
-    if results:
+    plan, results = run_recipe(folder), None
+    if (folder / "results.json").is_file():
+        try:
+            results = dict(parsed(read_limited(folder / "results.json", 1_000_000)))
+        except (OSError, ValueError, TypeError) as error:
+            raise WeightsError(f"{folder / 'results.json'} is damaged: {one_line(error)}") from None
         results |= {"seed": plan.seed, "epochs": plan.epochs, "last_epoch": plan.epochs}
     info = {"name": str(folder), "recipe": plan.to_dict(), "architecture": plan.architecture, "results": results}
     return info | {"weights": str(folder), "sha256": None, "bytes": None, "thesis": None}
@@ -131,6 +131,8 @@ def create_model(
     from timm.models import load_pretrained
 
     if weights_dir is None and (run := run_folder(name)) is not None:
+        if revision is not None or sha256 is not None:
+            raise WeightsError(f"{run} is a run folder, which has no revisions and no sha256: leave them out")
         return _from_run(run, pretrained, num_classes, timm_kwargs)
     name, weights_dir = _resolved(name, weights_dir)
     if not pretrained and not name.startswith(SOURCES) and release_folder(name, weights_dir) is None:
@@ -199,9 +201,13 @@ def _from_run(folder: Path, pretrained: bool, num_classes: int | None, timm_kwar
     cfg = {**pretrained_cfg(trained.dataset), "num_classes": own}
     classes = own if num_classes is None else num_classes
     kwargs = {"in_chans": cfg["input_size"][0]} | timm_kwargs
-    with_weights = {**cfg, "state_dict": finished.state_dict()} if pretrained else cfg
-    if pretrained and kwargs.get("features_only"):  # timm wraps it: only the configuration reaches the inside
-        model = timm.create_model(trained.architecture, True, with_weights, **kwargs)
+    state, stem = finished.state_dict(), "conv1.weight"
+    if kwargs["in_chans"] != 1 and state[stem].shape[1] == 1:  # as above
+        state[stem] = state[stem].repeat(1, 3, 1, 1) / 3
+        cfg["input_size"] = [3, *cfg["input_size"][1:]]
+    with_weights = {**cfg, "state_dict": state} if pretrained else cfg
+    if pretrained and (kwargs.get("features_only") or kwargs.get("checkpoint_path")):  # as above
+        model = timm.create_model(trained.architecture, True, with_weights, num_classes=classes, **kwargs)
     else:
         model = timm.create_model(trained.architecture, pretrained_cfg=cfg, num_classes=classes, **kwargs)
         if pretrained:
@@ -233,11 +239,11 @@ def create_transform(
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
-    if weights_dir is None and (run := run_folder(name)) is not None:
-        from .runs import read_recipe_file
-
-        cfg = pretrained_cfg(read_recipe_file(run / "recipe.json")["recipe"]["dataset"])
-    elif (name := _resolved(name, weights_dir)[0]).startswith(SOURCES) or revision is not None:
+    run = run_folder(name) if weights_dir is None else None
+    name, weights_dir = (str(run), None) if run else _resolved(name, weights_dir)
+    if run:
+        cfg = pretrained_cfg(run_recipe(run).dataset)
+    elif name.startswith(SOURCES) or revision is not None:
         cfg = locate(name, weights_dir, revision, cache_dir, sha256, weights=False).config["pretrained_cfg"]
     else:
         folder = release_folder(name, weights_dir) or index.bundled_folder(name)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from . import index
-from .errors import RecipeError, WeightsError
-from .outside import expanded
-from .recipes import recipe
+from .errors import RecipeError, WeightsError, one_line
+from .outside import expanded, parsed, read_limited
+from .recipes import Recipe, from_dict, recipe
 from .weights import CONFIG_FILE, SOURCES, read_config
+
+_MAX_BYTES = 1_000_000
 
 
 def resolve(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | os.PathLike[str] | None]:
@@ -56,6 +58,18 @@ def run_folder(name: Any) -> Path | None:
     raise WeightsError(f"the run in {place} is not finished: start it again to go on")
 
 
+def run_recipe(folder: Path) -> Recipe:
+    """What a run folder was trained by.
+
+    Raises:
+        WeightsError: its ``recipe.json`` is damaged.
+    """
+    try:
+        return from_dict(parsed(read_limited(folder / "recipe.json", _MAX_BYTES))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:
+        raise WeightsError(f"{folder / 'recipe.json'} is damaged: {one_line(error)}") from None
+
+
 def _folder(name: str) -> Path | None:
     """The folder of this path, or None where there is none, or where it is the name of a model."""
     place = expanded(name, WeightsError)
@@ -63,6 +77,8 @@ def _folder(name: str) -> Path | None:
 
 
 def _is_name(name: str) -> bool:
+    if os.sep in name:
+        return False
     try:
         recipe(name)
     except RecipeError:

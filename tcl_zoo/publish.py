@@ -107,7 +107,8 @@ def check(folder: Path, data_dir: str | os.PathLike[str] | None = None, *, index
         problems.append(f"the card's metadata cannot be read ({short(error)})")
     else:
         for key, value in expected.items():
-            hold(f"{key} in the card (--cards writes it again)", found.get(key), value)
+            how = "the same fine-tuning" if "parent" in facts else "--cards"
+            hold(f"{key} in the card ({how} writes it again)", found.get(key), value)
     if not problems:
         problems += _measured(folder, facts, data_dir)
     if problems:

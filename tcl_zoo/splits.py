@@ -218,25 +218,6 @@ def _quiet(_: int) -> None:
     sys.excepthook = hook  # multiprocessing's thread that hands batches over goes by it
 
 
-@contextlib.contextmanager
-def naming_the_broken(*splits: Split | FolderSplit | None) -> Iterator[None]:
-    """Where an image of a folder does not decode, reads all of them: the error names the others that do not, too."""
-    try:
-        yield
-    except DataError as error:
-        bad = []
-        for split in (split for split in splits if isinstance(split, FolderSplit)):
-            for index in range(len(split)):
-                try:
-                    split.image(index)
-                except DataError as damage:
-                    bad.append(str(damage).removesuffix("; replace it"))
-        if len(bad) < 2:
-            raise
-        more = f"; and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-        raise DataError(f"{'; '.join(bad[:10])}{more}; replace or remove them") from error
-
-
 def subset(split: Split | FolderSplit, indices: Tensor) -> Split | FolderSplit:
     """These images of a split, in this order; the classes stay all."""
     if isinstance(split, Split):

@@ -167,7 +167,8 @@ def verify(
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise WeightsError(f"{release.folder}/config.json lacks what verify compares: {error}") from None
     if release.source == "hub":
-        revision = release.folder.name  # the commit that was read: a branch may move
+        # The commit that was read, whatever revision was named: a branch may move.
+        name, revision = name.partition("@")[0], release.folder.name
     model = create_model(name, True, None, weights_dir, revision, cache_dir, release.sha256)
     ours = golden_output(model, release.config["pretrained_cfg"])
     difference = float((ours - golden).abs().max()) if ours.shape == golden.shape else float("inf")

@@ -112,6 +112,10 @@ def test_the_card_states_its_parent(tuned, released):
     card = ModelCard(cards.card(config))
     assert card.data.base_model == "org/parent" and card.data.to_dict()["base_model_relation"] == "finetune"
     assert "`org/parent` on the Hub" in card.text and parent in card.text
+    assert 'place = "hf-hub:org/photos"\n' in cards.card(config, repo_id="org/photos")
+    config["architecture"] = "vit_tiny_patch16_224"  # not taken from a Hub here; timm takes it
+    foreign = cards.card(config, repo_id="org/photos")
+    assert 'timm.create_model("hf-hub:org/photos"' in foreign and "tcl_zoo.create_model" not in foreign
 
 
 def test_where_a_parent_is_on_the_hub(released, tmp_path, monkeypatch):
@@ -284,7 +288,7 @@ def test_data_set_by_name(tuned, released, tmp_path):
     assert result.results["n"] == 360
     assert verify("digits", weights_dir=result.release).ok
     assert "digits" in preview(result.release, "org/digits", indexed=False)
-    with pytest.raises(WeightsError, match="lacks what verify compares: 'dataset'"):
+    with pytest.raises(WeightsError, match="images that only their owner has"):
         verify("photos", weights_dir=tuned.release)
     assert "org/photos" in preview(tuned.release, "org/photos", indexed=False)
 

@@ -394,3 +394,14 @@ def test_a_malicious_repository(hub, client, published):
     assert {path.name for path in after - before} <= {"client.log", "out.json"}
     assert not trap.exists()
     assert not [line for line in hub.requests if "pytorch_model" in line or ".pkl" in line or ".py" in line]
+
+
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_verify_of_a_branch_holds_to_one_commit(hub, client, published, revision):
+    code = f"""
+    from tcl_zoo.verify import verify
+    warnings.simplefilter("ignore")
+    done = verify("hf-hub:{REPO}{revision}", device="cpu")
+    out = [done.ok, done.n]
+    """
+    assert client(code, published) == [True, 360]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 import tcl_zoo
 from tcl_zoo import cli
+from tcl_zoo.downstream_models import open_model
 from tcl_zoo.errors import RecipeError, WeightsError
 from tcl_zoo.pipeline import pipeline
 
@@ -100,6 +103,8 @@ def test_what_is_no_model_says_so(run, released, tmp_path):
         with pytest.raises(WeightsError, match=message):
             tcl_zoo.create_model(name, pretrained=True)
     assert logits(str(tmp_path / "tuned")).shape == (2, 10)
+    with pytest.raises(WeightsError, match="has no revisions and no sha256"):
+        tcl_zoo.create_model(run, pretrained=True, sha256="0" * 64)
     for thing in (torch.nn.Identity(), None, 3):
         with pytest.raises(RecipeError, match=f"not {type(thing).__name__}"):
             tcl_zoo.create_transform(thing)
@@ -132,3 +137,40 @@ def test_a_damaged_release_fails_the_check_and_a_warning_is_one_line(released, t
     (tmp_path / "own" / "model.safetensors").write_bytes(data)
     assert cli.main(["verify", str(tmp_path / "own")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_folder_brings_its_own_transform(released, tmp_path):
+    """By path, whatever name the release in it has, and whatever that name has elsewhere."""
+    for name in ("mine", "tcl_resnet20_cifar10.e40"):
+        folder = tmp_path / name
+        shutil.copytree(released / NAME, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["tcl_zoo"]["name"] = name
+        (folder / "config.json").write_text(json.dumps(config))
+        assert tcl_zoo.create_transform(str(folder))(Image.new("RGB", (9, 9))).shape == (1, 8, 8)
+
+
+def test_the_callers_checkpoint_comes_last(run, tmp_path):
+    state = {
+        key: torch.zeros_like(value) for key, value in tcl_zoo.create_model(run, num_classes=10).state_dict().items()
+    }
+    torch.save(state, tmp_path / "mine.pt")
+    model = tcl_zoo.create_model(run, pretrained=True, checkpoint_path=str(tmp_path / "mine.pt"))
+    assert not model.conv1.weight.any() and not model.fc.weight.any()
+
+
+def test_gray_filters_on_colour(run):
+    gray, colour = (tcl_zoo.create_model(run, pretrained=True, in_chans=n).eval() for n in (1, 3))
+    torch.testing.assert_close(colour(X.expand(-1, 3, -1, -1)), gray(X), rtol=1e-4, atol=1e-4)
+
+
+def test_words_of_timms_to_fine_tune_and_probe():
+    model = open_model("resnet20_cifar.tcl_digits", num_classes=0).eval()
+    assert torch.equal(model(X), logits("tcl_resnet20_digits", num_classes=0))
+
+
+def test_info_of_a_path_loads_no_torch(released, run):
+    code = f"import sys, tcl_zoo\nfor place in ({run!r}, {str(released / NAME)!r}):\n    tcl_zoo.model_info(place)\n"
+    code += "assert not {'torch', 'timm'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

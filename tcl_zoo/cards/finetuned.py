@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from ..datasets import DATASETS
-from .text import class_list, transfer_section
+from ..outside import complaint
+from .text import class_list, interval, transfer_section
 
 _MEANING = {
     "epochs": "passes over the training images",
@@ -23,12 +24,31 @@ _MEANING = {
 }
 
 
+_OURS = """\
+import tcl_zoo, timm
+from PIL import Image
+
+place = "{place}"
+sha256 = "{sha256}"
+model = tcl_zoo.create_model(place, pretrained=True, sha256=sha256).eval()
+transform = tcl_zoo.create_transform(place)
+class_index = model(transform(Image.open("image.png"))[None]).argmax(1)
+same = timm.create_model(place, pretrained=True)"""
+_TIMMS = """\
+import timm
+from PIL import Image
+
+model = timm.create_model("{place}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+class_index = model(transform(Image.open("image.png").convert("RGB"))[None]).argmax(1)"""
+
+
 def finetuned_metadata(config: dict[str, Any]) -> Any:
     """The header of a fine-tuned model's card as ``huggingface_hub.ModelCardData``."""
     from huggingface_hub import EvalResult, ModelCardData
 
     facts, results = config["tcl_zoo"], config["tcl_zoo"]["results"]
-    known = DATASETS.get(facts["data"])
+    known = DATASETS.get(facts["recipe"].get("dataset", ""))  # a folder may have any name
     hub_id, title = (known.hub_id or known.name, known.title) if known else (facts["data"], facts["data"])
     measured = []
     if results["top1"] is not None:
@@ -47,7 +67,7 @@ def finetuned_metadata(config: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
-def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: Any, repo_id: str | None = None) -> str:
+def finetuned_card(config: dict[str, Any], pictures: Collection[str], repo_id: str | None = None) -> str:
     """The README.md of a fine-tuned model: its parent, its results, how it was made.
 
     Args:
@@ -85,6 +105,9 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], interval: 
     matrix = "![Confusion matrix in percent of the true class](confusion.png)" * ("confusion.png" in pictures)
     results_table = "\n".join(lines)
     place = f"hf-hub:{repo_id}" if repo_id else "local-dir:PATH/OF/THIS/FOLDER"
+    # From a Hub this package takes its own architectures alone; timm takes any of its own.
+    code = _TIMMS if repo_id and complaint(config, fetched=True) else _OURS
+    code = code.format(place=place, sha256=facts["sha256"])
     text = f"""
 # {name}
 
@@ -102,16 +125,8 @@ One run, seed {results["seed"]}; weights of epoch {results["last_epoch"]} of {re
 {transfer_section(facts.get("transfer"))}## Use
 
 ```python
-import tcl_zoo
-from PIL import Image
-
-place = "{place}"
-model = tcl_zoo.create_model(place, pretrained=True, sha256="{facts["sha256"]}").eval()
-transform = tcl_zoo.create_transform(place)
-class_index = model(transform(Image.open("image.png"))[None]).argmax(1)
+{code}
 ```
-
-or `import tcl_zoo, timm; timm.create_model(place, pretrained=True)`.
 
 Classes, in the order of the logits: {class_list(config)}.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from .. import index
-from ..places import run_folder
+from ..places import run_folder, run_recipe
 from ..recipes import recipe
 from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
 
@@ -57,9 +56,9 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.dataset:
         name = args.model[0]
-        if run := run_folder(name):
-            name = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["recipe"]["name"]
-        path = Path(name).exists() and name not in index.entries()
+        run = run_folder(name)
+        name = run_recipe(run).name if run else name
+        path = not run and Path(name).exists() and name not in index.entries()
         if ":" in name or path or timm.is_model(name.partition(".")[0]):
             raise DataError("--dataset is needed with a model that is not of this zoo")
     datasets = args.dataset or [recipe(name).dataset]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from tqdm.auto import tqdm
 
 from ..downstream import Data, open_data
 from ..downstream_models import open_model, resized
-from ..errors import TrainingError
+from ..errors import DataError, TrainingError
 from ..processes import naming_the_lost
 from ..progress import progress
+from ..ranks import ranks
 from ..runs import Run, save_module
 from ..sessions import LOOK_EVERY, checkpoint, create_accelerator, environment, resume, within_memory
-from ..splits import FolderSplit, Split, naming_the_broken
+from ..splits import FolderSplit, Split
 from ..stopping import Stop, agreed
 from .export import export, no_release, parent_facts
 from .plan import Plan, from_dict
@@ -103,7 +106,7 @@ def finetune(
     if why := no_release(net, data.train.classes, out.resolve().name):
         raise TrainingError(f"{plan.model} could be trained on this, but not released: {why}")
     parent, images = parent_facts(plan, weights_dir), _identity(data)
-    with naming_the_broken(data.train, data.val, data.test):
+    with _naming_the_broken(data.train, data.val, data.test):
         data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
     plan = plan.resolved(len(data.train), accelerator.num_processes, size)
     tuner = Tuner(plan, net, data.train, data.val, accelerator, workers if len(data.train) > 500 else 0)
@@ -121,7 +124,7 @@ def finetune(
         try:
             resume(tuner, run)
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
-            with stop.signals(), naming_the_broken(data.train, data.val, data.test):
+            with _naming_the_broken(data.train, data.val, data.test), stop.signals():
                 finished = _epochs(tuner, run, stop)
             folder = out / "release" if finished else None
             if folder is not None and accelerator.is_main_process:
@@ -137,6 +140,29 @@ def finetune(
         finally:
             run.release()
     return FinetuneResult(finished, tuner.epoch, out, folder, results)
+
+
+@contextlib.contextmanager
+def _naming_the_broken(*splits: Split | FolderSplit | None, seconds: float = 60.0) -> Iterator[None]:
+    """Where an image of a folder does not decode, looks for others for up to a minute: the error names them, too."""
+    try:
+        yield
+    except DataError as error:
+        folders, until = [s for s in splits if isinstance(s, FolderSplit)], time.monotonic() + seconds
+        bad: list[str] = []
+        if ranks()[1] > 1:
+            raise  # the other processes wait for this one
+        for split, index in ((folder, i) for folder in folders for i in range(len(folder))):
+            if time.monotonic() > until or len(bad) > 9:
+                break
+            try:
+                split.image(index)
+            except DataError as damage:
+                bad.append(str(damage).removesuffix("; replace it"))
+        if len(bad) < 2:
+            raise
+        more = "; and maybe more" * (len(bad) > 9)
+        raise DataError(f"{'; '.join(bad)}{more}; replace or remove them") from error
 
 
 def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -> tuple[nn.Module, int]:
