@@ -127,33 +127,50 @@ def create_model(
         RecipeError: unknown name.
         WeightsError: no weights, or not those that were released.
     """
-    import timm
-    from timm.models import load_pretrained
+    run = run_folder(name) if weights_dir is None else None
+    if run is not None:
+        from .runs import load_run
 
-    if weights_dir is None and (run := run_folder(name)) is not None:
         if revision is not None or sha256 is not None:
             raise WeightsError(f"{run} is a run folder, which has no revisions and no sha256: leave them out")
-        return _from_run(run, pretrained, num_classes, timm_kwargs)
+        trained, finished = load_run(run)
+        config: dict[str, Any] = {"architecture": trained.architecture, "num_classes": finished.num_classes}
+        config["pretrained_cfg"] = pretrained_cfg(trained.dataset)
+        return _built(config, finished.state_dict() if pretrained else None, run, num_classes, timm_kwargs)
     name, weights_dir = _resolved(name, weights_dir)
     if not pretrained and not name.startswith(SOURCES) and release_folder(name, weights_dir) is None:
+        import timm
+
         plan = recipe(name)
         data = DATA[plan.dataset]
         timm_kwargs = {"in_chans": data.in_chans, "pretrained_cfg": pretrained_cfg(plan.dataset)} | timm_kwargs
         classes = data.num_classes if num_classes is None else num_classes
         return timm.create_model(plan.architecture, num_classes=classes, **timm_kwargs)
     release = locate(name, weights_dir, revision, cache_dir, sha256, weights=pretrained)
-    config = release.config
+    state = read_weights(release) if pretrained else None
+    return _built(release.config, state, release.folder, num_classes, timm_kwargs)
+
+
+def _built(
+    config: dict[str, Any],
+    state: dict[str, Any] | None,
+    folder: Path,
+    num_classes: int | None,
+    timm_kwargs: dict[str, Any],
+) -> nn.Module:
+    """The model of a ``config.json`` with the weights in ``state``, of ``folder``; None for random ones."""
+    import timm
+    from timm.models import load_pretrained
+
     cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
-    state = read_weights(release) if pretrained else {}
     asked = dict(timm_kwargs)
     own_size = config.get("model_args", {}).get("img_size")  # of a fine-tuned model with position embeddings
+    with_weights = {**cfg, "state_dict": state}
     stem = f"{cfg.get('first_conv')}.weight"
-    if timm_kwargs.get("in_chans", 1) != 1 and stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:
-        state[stem] = state[stem].repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
-        state_size = [3, *cfg["input_size"][1:]]  # later ones compare
-    else:
-        state_size = cfg["input_size"]
-    with_weights = {**cfg, "state_dict": state, "input_size": state_size} if pretrained else {}
+    filters = state.get(stem) if state and timm_kwargs.get("in_chans", 1) != 1 else None
+    if state and filters is not None and filters.ndim == 4 and filters.shape[1] == 1:
+        state[stem] = filters.repeat(1, 3, 1, 1) / 3  # before 1.0.31 timm adapts from three channels only
+        with_weights["input_size"] = [3, *cfg["input_size"][1:]]  # later ones compare
     timm_kwargs.setdefault("in_chans", config["pretrained_cfg"]["input_size"][0])
     # timm resamples position embeddings, and loads a checkpoint of the caller's after its own weights.
     resampled = own_size is not None and timm_kwargs.get("img_size", own_size) != own_size
@@ -162,18 +179,19 @@ def create_model(
     classes = config["num_classes"] if num_classes is None else num_classes
     # timm copies the state dict of a configuration it is given; loading afterwards spares that. Where it wraps the
     # model (features_only) only the configuration reaches the inside.
-    wraps = pretrained and any((timm_kwargs.get("features_only"), timm_kwargs.get("checkpoint_path"), resampled))
+    wraps = any((timm_kwargs.get("features_only"), timm_kwargs.get("checkpoint_path"), resampled))
+    wraps &= state is not None
     try:
         model = timm.create_model(
             config["architecture"], wraps, with_weights if wraps else cfg, num_classes=classes, **timm_kwargs
         )
-        if pretrained and not wraps:
+        if state is not None and not wraps:
             load_pretrained(model, with_weights, num_classes=classes, in_chans=timm_kwargs["in_chans"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         if asked and isinstance(error, TypeError):
             raise  # an argument that the model does not take
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"the weights in {release.folder} do not fit {config['architecture']}: {reason}") from error
+        raise WeightsError(f"the weights in {folder} do not fit {config['architecture']}: {reason}") from error
     if getattr(model, "pretrained_cfg", None):
         model.pretrained_cfg.pop("state_dict", None)  # the loaded tensors have no business in the model's facts
     return model
@@ -187,35 +205,6 @@ def _resolved(name: Any, weights_dir: str | os.PathLike[str] | None) -> tuple[st
     if weights_dir is None and name not in index.entries() and timm.is_model(name.partition(".")[0]):
         raise RecipeError(f"{name} is a model of timm's: timm.create_model({name!r}) makes it")
     return name, weights_dir
-
-
-def _from_run(folder: Path, pretrained: bool, num_classes: int | None, timm_kwargs: dict[str, Any]) -> nn.Module:
-    """What a training left, before it is released: the encoder, and its classifier where that is fitted."""
-    import timm
-    from timm.models import load_pretrained
-
-    from .runs import load_run
-
-    trained, finished = load_run(folder)
-    own = int(finished.num_classes)  # type: ignore[arg-type]
-    cfg = {**pretrained_cfg(trained.dataset), "num_classes": own}
-    classes = own if num_classes is None else num_classes
-    kwargs = {"in_chans": cfg["input_size"][0]} | timm_kwargs
-    state, stem = finished.state_dict(), "conv1.weight"
-    if kwargs["in_chans"] != 1 and state[stem].shape[1] == 1:  # as above
-        state[stem] = state[stem].repeat(1, 3, 1, 1) / 3
-        cfg["input_size"] = [3, *cfg["input_size"][1:]]
-    with_weights = {**cfg, "state_dict": state} if pretrained else cfg
-    if pretrained and (kwargs.get("features_only") or kwargs.get("checkpoint_path")):  # as above
-        model = timm.create_model(trained.architecture, True, with_weights, num_classes=classes, **kwargs)
-    else:
-        model = timm.create_model(trained.architecture, pretrained_cfg=cfg, num_classes=classes, **kwargs)
-        if pretrained:
-            load_pretrained(
-                model, with_weights, num_classes=classes, in_chans=kwargs["in_chans"], strict=classes == own
-            )
-    model.pretrained_cfg = {**cfg, "architecture": trained.architecture}  # type: ignore[assignment]
-    return model
 
 
 def create_transform(
