@@ -43,6 +43,9 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the encoder's kernels")
     parser.add_argument("--log-gradients", type=count, nargs="?", const=50, default=0, metavar="N",
                         help="write the gradient responses of every N-th step to gradients.jsonl (N: 50)")  # fmt: skip
+    parser.add_argument("--hold-out", type=count, default=0, metavar="N",
+                        help="train without N of the training images and measure on them, not on the test images: "
+                        "to choose hyperparameters")  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--protocol", default="cached", choices=("cached", "thesis", "none"),
                         help="of the linear probe after training (default: cached)")  # fmt: skip
@@ -59,7 +62,7 @@ def main() -> int:
         chosen, args.data_dir, args.run_dir or Path("runs") / args.name, precision=args.precision,
         time_limit=args.time_limit, download=args.download, workers=args.workers,
         gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=args.log_with, cpu=args.cpu,
-        compile=args.compile, log_gradients=args.log_gradients,
+        compile=args.compile, log_gradients=args.log_gradients, hold_out=args.hold_out,
     )  # fmt: skip
     main_process = PartialState().is_main_process
     if not result.finished:
@@ -79,7 +82,8 @@ def main() -> int:
                 print("stopped in the probe; the same command begins it again")
                 return STOPPED
             knn = ", ".join(f"{key} {value:.2f}" for key, value in measured["knn"].items())
-            print(f"top-1 {measured['top1']:.2f} % of {measured['n']:,} test images ({measured['protocol']}); {knn}")
+            images = f"{measured['n']:,} {'held-out' if args.hold_out else 'test'} images"
+            print(f"top-1 {measured['top1']:.2f} % of {images} ({measured['protocol']}); {knn}")
     return OK
 
 

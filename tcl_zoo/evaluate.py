@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .batches import Normalise
-from .datasets import FolderSplit, Split, load
+from .datasets import FolderSplit, Split, holdout, load
 from .features import default_device, features, predict
 from .probe import ProbeResult, knn_probe, linear_probe
-from .runs import load_run, save_module, write_json
+from .runs import load_run, read_recipe_file, save_module, write_json
 
 
 def evaluate_run(
@@ -27,7 +27,9 @@ def evaluate_run(
     train: Split | FolderSplit | None = None,
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Fits the linear classifier of a contrastive run (``ce`` has its own) and measures top-1 on the test split.
+    """Fits the linear classifier of a contrastive run (``ce`` has its own) and measures top-1.
+
+    On the test split; of a run that held training images out, on those: it never sees the test images.
 
     Args:
         run_dir: a finished run.
@@ -38,14 +40,19 @@ def evaluate_run(
         workers: DataLoader workers of a streamed folder.
 
     Returns:
-        What ``results.json`` holds: top1 and knn in percent, n, protocol.
+        What ``results.json`` holds: top1 and knn in percent, n, protocol, and ``held_out`` where it was not measured on
+        the test split.
     """
     folder = Path(run_dir)
     recipe, model = load_run(folder)
     device = default_device(device)
     model = model.to(device)
     train = train or load(recipe.dataset, data_dir, "train")
-    test = load(recipe.dataset, data_dir, "test")
+    held_out = read_recipe_file(folder / "recipe.json")["settings"].get("hold_out", 0)
+    if held_out:
+        train, test = holdout(train, held_out)
+    else:
+        test = load(recipe.dataset, data_dir, "test")
     normalise = Normalise(recipe.dataset, device)
     extracted = (
         features(model, train, normalise, device, "train features", workers),
@@ -70,6 +77,6 @@ def evaluate_run(
         hits = predict(model, test, normalise, device).argmax(1) == test.labels.cpu()
         top1, n, how = 100 * float(hits.double().mean()), len(hits), "trained classifier"
     knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, extracted=extracted)}
-    results = {"top1": top1, "n": n, "protocol": how, "knn": knn}
+    results = {"top1": top1, "n": n, "protocol": how, "knn": knn} | ({"held_out": True} if held_out else {})
     write_json(folder / "results.json", results)
     return results

@@ -58,7 +58,8 @@ def release(
 
     Raises:
         TrainingError: not finished, not evaluated, without the metrics of its epochs, or trained by other values than
-            the recipe of its name; or there is something else at ``out_dir/<name>``, a run folder say.
+            the recipe of its name or without some of the images; or there is something else at ``out_dir/<name>``, a
+            run folder say.
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     trained, model = load_run(run_dir)
@@ -69,6 +70,10 @@ def release(
     results = _read(run_dir / "results.json", "not evaluated")
     environment = _read(run_dir / "environment.json", "not finished")
     settings = read_recipe_file(run_dir / "recipe.json")["settings"]
+    if settings.get("hold_out"):
+        raise TrainingError(
+            f"this run held {settings['hold_out']:,} training images out, to choose by; train on all of them to release"
+        )
     metrics = Run(run_dir, trained, settings).metrics()
     if len(metrics) < trained.epochs:
         have = f"{len(metrics)} of {trained.epochs} epochs"

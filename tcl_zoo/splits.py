@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -218,6 +218,9 @@ def _quiet(_: int) -> None:
     sys.excepthook = hook  # multiprocessing's thread that hands batches over goes by it
 
 
+AnySplit = TypeVar("AnySplit", bound="Split | FolderSplit")
+
+
 def subset(split: Split | FolderSplit, indices: Tensor) -> Split | FolderSplit:
     """These images of a split, in this order; the classes stay all."""
     if isinstance(split, Split):
@@ -249,7 +252,7 @@ def stratified(labels: Tensor, held: float | int, seed: int = 0) -> tuple[Tensor
     return kept, taken
 
 
-def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:
+def holdout(split: AnySplit, n: int, seed: int = 0) -> tuple[AnySplit, AnySplit]:
     """(train, held): ``n`` images held out to choose hyperparameters on, stratified by class.
 
     Both keep the order of ``split``. Raises DataError if ``n`` images cannot be stratified.
@@ -261,7 +264,7 @@ def holdout(split: Split, n: int, seed: int = 0) -> tuple[Split, Split]:
         parts = train_test_split(indices, test_size=n, stratify=labels, random_state=seed)
     except ValueError as error:
         raise DataError(f"cannot hold out {n} of {len(split)} images: {one_line(error)}") from error
-    train, held = (cast("Split", subset(split, torch.from_numpy(np.sort(part)))) for part in parts)
+    train, held = (cast(AnySplit, subset(split, torch.from_numpy(np.sort(part)))) for part in parts)
     return train, held
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .analysis import GradientLog
-from .datasets import FolderSplit, Split, load
+from .datasets import FolderSplit, Split, holdout, load
 from .errors import TrainingError
 from .processes import naming_the_lost
 from .progress import progress
@@ -65,6 +65,7 @@ def train(
     compile: bool = False,
     split: Split | FolderSplit | None = None,
     log_gradients: int = 0,
+    hold_out: int = 0,
 ) -> TrainResult:
     """Trains a recipe, or goes on where its run folder stands.
 
@@ -80,9 +81,11 @@ def train(
         log_with: ``tensorboard``, ``wandb`` or another tracker of accelerate's.
         cpu: stay on the CPU.
         compile: let ``torch.compile`` fuse the encoder's kernels; takes a minute first and needs a C++ compiler.
-        split: train on these images instead of the data set's training split (to hold some out).
+        split: train on these images instead of the data set's training split.
         log_gradients: write the gradient responses (:mod:`tcl_zoo.analysis`) of every so many steps to
             ``gradients.jsonl``; 0: none.
+        hold_out: keep so many of the training images, stratified by class and the same at every seed, for
+            :func:`tcl_zoo.evaluate.evaluate_run` to measure on, to choose hyperparameters without the test images.
 
     Raises:
         TrainingError: the run cannot start or go on; a loss that is NaN or infinite.
@@ -100,6 +103,8 @@ def train(
         )
     run_dir = Path(run_dir or Path("runs") / recipe.name)
     split = split or load(recipe.dataset, data_dir, "train", download=download)
+    if hold_out:
+        split, _ = holdout(split, hold_out)
     accelerator = create_accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
     trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
@@ -111,7 +116,9 @@ def train(
     smaller += [] if recipe.needs_probe else [f"--gradient-accumulation-steps {2 * gradient_accumulation_steps}"]
     with naming_the_lost(), within_memory(accelerator, f"{recipe.batch_views} views", *smaller):
         with accelerator.main_process_first():
-            settings = {"precision": accelerator.mixed_precision} | ({"compile": True} if compile else {})
+            settings: dict[str, Any] = {"precision": accelerator.mixed_precision}
+            settings |= {"compile": True} if compile else {}
+            settings |= {"hold_out": hold_out} if hold_out else {}
             run = Run(run_dir, recipe, settings, hold=accelerator.is_main_process)
         try:
             resume(trainer, run)

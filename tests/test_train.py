@@ -17,13 +17,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tcl_zoo import sessions
+from tcl_zoo import evaluate, sessions
 from tcl_zoo import train as train_module
 from tcl_zoo.augment import MultiCrop
 from tcl_zoo.batches import Batches, Normalise
-from tcl_zoo.datasets import DATASETS, FolderSplit, Split
+from tcl_zoo.datasets import DATASETS, FolderSplit, Split, holdout, load
 from tcl_zoo.errors import RecipeError, TrainingError
+from tcl_zoo.features import predict
 from tcl_zoo.recipes import recipe
+from tcl_zoo.release import release
+from tcl_zoo.runs import load_run
 from tcl_zoo.train import train
 from tcl_zoo.trainer import Trainer
 
@@ -453,3 +456,26 @@ def test_training_streams_a_folder(folder, tmp_path):
     plan = dataclasses.replace(recipe("tcl_resnet20_cifar10"), epochs=2, batch_views=16)
     whole = train(plan, run_dir=tmp_path / "run", split=folder, cpu=True, workers=0)
     assert whole.finished and np.isfinite(whole.loss)
+
+
+def test_held_out_images_are_measured_on_and_nothing_else(tmp_path, monkeypatch):
+    def only_train(name, data_dir, part, **options):
+        assert part == "train", "the test images are not looked at"
+        return load(name, data_dir, part, **options)
+
+    monkeypatch.setattr(evaluate, "load", only_train)
+    monkeypatch.setattr(train_module, "load", only_train)
+    one = recipe("tcl_resnet20_digits.e1")
+    kept, held = holdout(load("digits"), 200)
+    assert train(one, run_dir=tmp_path / "run", cpu=True, hold_out=200).finished
+    results = evaluate.evaluate_run(tmp_path / "run", None, device="cpu")
+    assert results["n"] == 200 and results["held_out"]
+    train(one, run_dir=tmp_path / "kept", split=kept, cpu=True)
+    with_probe = weights(tmp_path / "run")
+    assert_same(weights(tmp_path / "kept"), {k: v for k, v in with_probe.items() if not k.startswith("classifier")})
+    predicted = predict(load_run(tmp_path / "run")[1], held, Normalise("digits", "cpu")).argmax(1)
+    assert results["top1"] == pytest.approx(100 * float((predicted == held.labels).double().mean()))
+    with pytest.raises(TrainingError, match=r"hold_out \(200 there, None now\)"):
+        train(one, run_dir=tmp_path / "run", cpu=True)
+    with pytest.raises(TrainingError, match="held 200 training images out"):
+        release(tmp_path / "run", tmp_path / "cards")
