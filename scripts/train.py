@@ -82,7 +82,7 @@ def main() -> int:
                 print("stopped in the probe; the same command begins it again")
                 return STOPPED
             knn = ", ".join(f"{key} {value:.2f}" for key, value in measured["knn"].items())
-            images = f"{measured['n']:,} {'held-out' if args.hold_out else 'test'} images"
+            images = f"{measured['n']:,}{'' if args.hold_out else ' test images'}"
             print(f"top-1 {measured['top1']:.2f} % of {images} ({measured['protocol']}); {knn}")
     return OK
 

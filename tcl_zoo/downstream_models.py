@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from . import index
 from .errors import RecipeError, WeightsError
 from .models import create_model
-from .places import resolve, run_folder
+from .places import find, run_folder
 from .weights import SOURCES
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
@@ -36,19 +35,15 @@ def open_model(
 
     if pretrained and weights_dir is not None and brings_weights(name):
         raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
-    if run_folder(name) is not None:
+    name, weights_dir, run = find(name, None if brings_weights(name) else weights_dir)
+    if run is not None:
         return create_model(name, pretrained, **{"num_classes": 0, **timm_kwargs})
-    known = timm.is_model(name.partition(".")[0])
-    name, weights_dir = resolve(name, None if known else weights_dir)
-    known = known and name not in index.entries()  # timm's word for a release of this zoo
-    if name.startswith(SOURCES) or weights_dir:
-        return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
-    if known:
+    if not name.startswith(SOURCES) and not weights_dir and timm.is_model(name.partition(".")[0]):
         try:
             return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
         except (RuntimeError, TypeError) as error:  # a TypeError: an argument that this model has not
             raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
-    return create_model(name, pretrained, **timm_kwargs)
+    return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
 
 
 def brings_weights(name: str) -> bool:
@@ -60,9 +55,8 @@ def brings_weights(name: str) -> bool:
 
 def own_name(name: str) -> str:
     """What a model is called: of a release folder its name, of a run folder the folder's, else what was given."""
-    if (run := run_folder(name)) is not None:
-        return run.resolve().name
-    return resolve(name, None)[0]
+    place = find(name)
+    return place.run.resolve().name if place.run else place.name
 
 
 def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def evaluate_run(
         workers: DataLoader workers of a streamed folder.
 
     Returns:
-        What ``results.json`` holds: top1 and knn in percent, n, protocol, and ``held_out`` where it was not measured on
-        the test split.
+        What ``results.json`` holds: top1 and knn in percent, n, protocol, which says where the images are no test
+        images.
     """
     folder = Path(run_dir)
     recipe, model = load_run(folder)
@@ -76,7 +76,8 @@ def evaluate_run(
     else:
         hits = predict(model, test, normalise, device).argmax(1) == test.labels.cpu()
         top1, n, how = 100 * float(hits.double().mean()), len(hits), "trained classifier"
+    how += ", held-out images" if held_out else ""
     knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, extracted=extracted)}
-    results = {"top1": top1, "n": n, "protocol": how, "knn": knn} | ({"held_out": True} if held_out else {})
+    results = {"top1": top1, "n": n, "protocol": how, "knn": knn}
     write_json(folder / "results.json", results)
     return results

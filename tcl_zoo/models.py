@@ -13,7 +13,7 @@ from . import index
 from .errors import RecipeError, WeightsError, one_line
 from .images import convert
 from .outside import parsed, read_limited
-from .places import resolve, run_folder, run_recipe
+from .places import Place, find, run_recipe
 from .recipes import DATA, names, recipe
 from .thesis import reported
 from .weights import SOURCES, locate, read_config, read_weights, release_folder
@@ -60,9 +60,9 @@ def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> 
         RecipeError: unknown name.
         WeightsError: a place that has no release, or cannot be reached.
     """
-    if weights_dir is None and (run := run_folder(name)) is not None:
+    name, weights_dir, run = find(name, weights_dir)
+    if run is not None:
         return _run_info(run)
-    name, weights_dir = resolve(name, weights_dir)
     if name.startswith(SOURCES) or release_folder(name, weights_dir) is not None:
         release = locate(name, weights_dir, weights=False)
         facts = release.config["tcl_zoo"]
@@ -127,7 +127,7 @@ def create_model(
         RecipeError: unknown name.
         WeightsError: no weights, or not those that were released.
     """
-    run = run_folder(name) if weights_dir is None else None
+    name, weights_dir, run = _found(name, weights_dir)
     if run is not None:
         from .runs import load_run
 
@@ -137,7 +137,6 @@ def create_model(
         config: dict[str, Any] = {"architecture": trained.architecture, "num_classes": finished.num_classes}
         config["pretrained_cfg"] = pretrained_cfg(trained.dataset)
         return _built(config, finished.state_dict() if pretrained else None, run, num_classes, timm_kwargs)
-    name, weights_dir = _resolved(name, weights_dir)
     if not pretrained and not name.startswith(SOURCES) and release_folder(name, weights_dir) is None:
         import timm
 
@@ -197,14 +196,15 @@ def _built(
     return model
 
 
-def _resolved(name: Any, weights_dir: str | os.PathLike[str] | None) -> tuple[str, str | os.PathLike[str] | None]:
-    """:func:`tcl_zoo.places.resolve`; a model of timm's own is refused with what loads it."""
+def _found(name: Any, weights_dir: str | os.PathLike[str] | None) -> Place:
+    """:func:`tcl_zoo.places.find`; a model of timm's own is refused with what loads it."""
     import timm
 
-    name, weights_dir = resolve(name, weights_dir)
-    if weights_dir is None and name not in index.entries() and timm.is_model(name.partition(".")[0]):
+    place = find(name, weights_dir)
+    own = place.run or place.weights_dir or place.name in index.entries()
+    if not own and timm.is_model(place.name.partition(".")[0]):
         raise RecipeError(f"{name} is a model of timm's: timm.create_model({name!r}) makes it")
-    return name, weights_dir
+    return place
 
 
 def create_transform(
@@ -228,9 +228,8 @@ def create_transform(
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
-    run = run_folder(name) if weights_dir is None else None
-    name, weights_dir = (str(run), None) if run else _resolved(name, weights_dir)
-    if run:
+    name, weights_dir, run = _found(name, weights_dir)
+    if run is not None:
         cfg = pretrained_cfg(run_recipe(run).dataset)
     elif name.startswith(SOURCES) or revision is not None:
         cfg = locate(name, weights_dir, revision, cache_dir, sha256, weights=False).config["pretrained_cfg"]

@@ -21,7 +21,7 @@ from .features import default_device, frozen, pooled
 from .images import batched, convert, read, reason, shown
 from .memory import give_back_freed
 from .models import create_model, create_transform
-from .places import resolve, run_folder
+from .places import find
 from .splits import loader
 
 _TRIM_EVERY = 16  # batches
@@ -147,8 +147,7 @@ def pipeline(
     from torchvision.transforms import v2
 
     device = default_device(device)
-    run = run_folder(name) if weights_dir is None else None
-    name, weights_dir = (str(run), None) if run else resolve(name, weights_dir)
+    name, weights_dir, run = find(name, weights_dir)
     if run or weights_dir or name in index.entries() or not timm.is_model(name.partition(".")[0]):
         model = create_model(name, pretrained=pretrained, weights_dir=weights_dir)
         transform = create_transform(name, weights_dir=weights_dir)

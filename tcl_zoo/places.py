@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import index
 from .errors import RecipeError, WeightsError, one_line
@@ -15,32 +15,48 @@ from .weights import CONFIG_FILE, SOURCES, read_config
 _MAX_BYTES = 1_000_000
 
 
-def resolve(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | os.PathLike[str] | None]:
-    """Name and ``weights_dir`` as :func:`tcl_zoo.weights.locate` takes them.
+class Place(NamedTuple):
+    """Where a model is: a release, or the run folder of a training.
+
+    Attributes:
+        name, weights_dir: of a release, as :func:`tcl_zoo.weights.locate` takes them.
+        run: the run folder; ``name`` is its path then, and ``weights_dir`` None.
+    """
+
+    name: str
+    weights_dir: str | os.PathLike[str] | None = None
+    run: Path | None = None
+
+
+def find(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> Place:
+    """Where the model of a name, or of a path, is.
 
     The path of a release folder, or of a fine-tuning's run folder, becomes the name of its release and that folder;
     timm's ``architecture.tag`` of a released model becomes its name; all else stays. A model's name is one, whatever
-    lies in the current folder; ``./NAME`` is a path.
+    lies in the current folder; ``./NAME`` is a path. With a ``weights_dir`` only releases are looked for.
 
     Raises:
         RecipeError: neither text nor a path.
-        WeightsError: a path without a release, or one whose ``config.json`` is not that of a release.
+        WeightsError: a path without a release, one whose ``config.json`` is not that of a release, or that of a run
+            which is not finished.
     """
+    if weights_dir is None and (run := run_folder(name)) is not None:
+        return Place(str(run), None, run)
     if not isinstance(name, (str, os.PathLike)):
         raise RecipeError(f"a model's name or a path is wanted, not {type(name).__name__}")
     name = os.fspath(name)
     if name.startswith("hf_hub:"):  # timm's older spelling
         name = "hf-hub:" + name.removeprefix("hf_hub:")
     if name.startswith(SOURCES):
-        return name, weights_dir
+        return Place(name, weights_dir)
     architecture, _, tag = name.partition(".")
     if weights_dir is None and (place := _folder(name)) is not None:
         for folder in (place, place / "release"):
             if (folder / CONFIG_FILE).is_file():
-                return str(read_config(folder)["tcl_zoo"]["name"]), folder
+                return Place(str(read_config(folder)["tcl_zoo"]["name"]), folder)
     if os.sep in name:
         raise WeightsError(f"no release in {name}: looked for {CONFIG_FILE} and release/{CONFIG_FILE} there")
-    return index.name_of(architecture, tag) or name, weights_dir
+    return Place(index.name_of(architecture, tag) or name, weights_dir)
 
 
 def run_folder(name: Any) -> Path | None:

@@ -16,7 +16,7 @@ from .downstream import fit, load_known
 from .errors import WeightsError
 from .features import confusion_counts, default_device, predict
 from .models import create_model
-from .places import resolve, run_folder
+from .places import find
 from .splits import FolderSplit, Split, subset
 from .weights import locate
 
@@ -151,9 +151,9 @@ def verify(
         WeightsError: no weights, not those released, or a card that lacks what is compared.
         DataError: the data set is missing or damaged.
     """
-    if weights_dir is None and (run := run_folder(name)) is not None:
+    name, weights_dir, run = find(name, weights_dir)
+    if run is not None:
         raise WeightsError(f"{run} has no card to verify yet: python scripts/publish.py --run-dir {run} makes it")
-    name, weights_dir = resolve(name, weights_dir)
     release = locate(name, weights_dir, revision, cache_dir, sha256)
     facts = release.config["tcl_zoo"]
     if "parent" in facts and "dataset" not in facts["recipe"]:

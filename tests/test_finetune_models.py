@@ -20,7 +20,7 @@ from tcl_zoo.features import normaliser
 from tcl_zoo.finetune import export, finetune, tuner
 from tcl_zoo.finetune.export import no_release
 from tcl_zoo.outside import cfg_complaint, complaint
-from tcl_zoo.places import resolve
+from tcl_zoo.places import find
 
 
 def test_large_inputs_can_be_released():
@@ -118,8 +118,8 @@ def test_what_a_model_does_not_take_is_one_line(tmp_path, capsys, args, problem)
 def test_a_models_name_is_no_path(released, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(released / PARENT, tmp_path / "test_resnet")
-    assert resolve("test_resnet", None) == ("test_resnet", None)
-    name, folder = resolve("./test_resnet", None)
+    assert find("test_resnet") == ("test_resnet", None, None)
+    name, folder, _ = find("./test_resnet")
     assert (name, folder.resolve()) == (PARENT, tmp_path / "test_resnet")
     assert index.is_model_name("test_resnet.r160_in1k") and not index.is_model_name("nothing")
 

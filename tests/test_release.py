@@ -26,7 +26,7 @@ from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
 from tcl_zoo.models import pretrained_cfg
 from tcl_zoo.pictures import confusion, embedding, training_curve
-from tcl_zoo.places import resolve, run_folder
+from tcl_zoo.places import find
 from tcl_zoo.release import record, release, update_index
 from tcl_zoo.train import train
 from tcl_zoo.verify import golden_inputs, verify
@@ -517,9 +517,10 @@ def test_a_folder_is_what_it_holds(released, tmp_path, monkeypatch):
         tcl_zoo.create_model("tcl_resnet20_digits", pretrained=True, weights_dir=tmp_path)
     # A released name is one, whatever lies in the current folder.
     monkeypatch.chdir(tmp_path)
-    assert resolve("tcl_resnet20_digits", None) == ("tcl_resnet20_digits", None)
+    assert find("tcl_resnet20_digits") == ("tcl_resnet20_digits", None, None)
     shutil.copytree(released.parent / "run", tmp_path / "ce_resnet20_digits")
-    assert own_name("ce_resnet20_digits") == "ce_resnet20_digits" and run_folder("./ce_resnet20_digits") is not None
+    assert own_name("ce_resnet20_digits") == "ce_resnet20_digits"
+    assert find("./ce_resnet20_digits").run is not None
     with pytest.raises(WeightsError, match="in this package alone, which has no revisions"):
         tcl_zoo.create_model("tcl_resnet20_digits", pretrained=True, revision="main")
 

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from ..downstream import Data
-from ..downstream_models import own_name
+from ..downstream_models import brings_weights, own_name
 from ..errors import TrainingError
 from ..features import confusion_counts, predict
 from ..index import entries
 from ..models import create_model
 from ..outside import POOLS, PRETRAINED_KEYS, complaint
 from ..pictures import confusion, training_curve
-from ..places import resolve, run_folder
+from ..places import find
 from ..release import HALF_ABOVE, cast, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
@@ -41,11 +41,10 @@ def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict
     """
     if not plan.pretrained:
         return {"name": own_name(plan.model), "pretrained": False}
-    if (run := run_folder(plan.model)) is not None:
+    name, weights_dir, run = find(plan.model, None if brings_weights(plan.model) else weights_dir)
+    if run is not None:
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
         return {"name": own_name(plan.model), "sha256": digest}
-    known = timm.is_model(plan.model.partition(".")[0])
-    name, weights_dir = resolve(plan.model, None if known else weights_dir)
     if name.startswith(SOURCES) or weights_dir or name in entries():
         release = locate(name, weights_dir)
         facts = {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}
