@@ -16,7 +16,7 @@ from PIL import Image
 from tcl_zoo.datasets import Split, load
 from tcl_zoo.downstream_models import own_name
 from tcl_zoo.finetune import finetune
-from tcl_zoo.reproduce.results import interval, verdict
+from tcl_zoo.intervals import mean_interval, verdict
 from tcl_zoo.splits import FolderSplit, stratified, subset
 from tcl_zoo.weights import CONFIG_FILE, read_config
 
@@ -71,10 +71,10 @@ def _compare(rows: list[dict[str, Any]]) -> None:
     by_side = {side: [row["top1"] for row in rows if row["side"] == side] for side in CHOSEN}
     differences = [a - b for a, b in zip(*by_side.values(), strict=True)]
     for name, values in {**by_side, "difference, seed by seed": differences}.items():
-        mean, half = interval(values)
+        mean, half = mean_interval(values)
         text = "" if half is None else f" ± {half:.2f} (95 % interval, {len(values)} seeds)"
         print(f"{name:<25} {mean:6.2f}{text}")
-    print(f"fine-tuned against scratch: {verdict(*interval(differences), len(differences))}")
+    print(f"fine-tuned against scratch: {verdict(*mean_interval(differences), len(differences))}")
 
 
 def _folders(root: Path, data_dir: str, seed: int, tune: bool) -> Path:

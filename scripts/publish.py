@@ -38,6 +38,9 @@ def _parser() -> Parser:
                         help="where release folders live (default: model_cards of this checkout)")  # fmt: skip
     parser.add_argument("--no-index", action="store_true", help="neither read nor write tcl_zoo/index.json")
     parser.add_argument("--cards", action="store_true", help="write all cards again from their config.json; the index")
+    parser.add_argument(
+        "--seeds", nargs="+", metavar="DIR", help="enter these runs of NAME by other seeds into its card"
+    )
     parser.add_argument("--transfer", metavar="CSV", help="enter what tcl-zoo probe --csv wrote into the card of NAME")
     parser.add_argument("--repo-id", metavar="ORG/NAME", help="where to publish")
     parser.add_argument("--org", help="where to publish: ORG/NAME of each release")
@@ -59,9 +62,11 @@ def _check_use(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--repo-id is for one release; --org ORG for ORG/NAME of each")
     if args.transfer and not args.name:
         parser.error("--transfer goes with the NAME of a release")
+    if args.seeds and not args.name:
+        parser.error("--seeds goes with the NAME of a release")
     if args.altered and not (args.name or args.run_dir):
         parser.error("--altered goes with the NAME of a release, or with --run-dir")
-    entered = args.transfer or args.altered
+    entered = args.transfer or args.altered or args.seeds
     if (args.name or args.all) and not (args.repo_id or args.org or args.dry_run or entered):
         parser.error("where to? --repo-id ORG/NAME or --org ORG")
     if args.repo_id and args.repo_id.count("/") != 1:
@@ -76,7 +81,7 @@ def main() -> int:
     args = parser.parse_args()
     _check_use(parser, args)
 
-    from tcl_zoo.amend import add_altered, add_transfer
+    from tcl_zoo.amend import add_altered, add_seeds, add_transfer
     from tcl_zoo.publish import ReleaseCheckError, preview, publish
     from tcl_zoo.release import release, update_index
 
@@ -85,7 +90,7 @@ def main() -> int:
     names = [args.name] if args.name else list(index.entries()) if args.all else []
     if args.name and not (out / args.name).is_dir():
         parser.error(f"{out / args.name} is no release folder")
-    entered = bool(args.run_dir or args.transfer or args.altered)
+    entered = bool(args.run_dir or args.transfer or args.altered or args.seeds)
     if args.run_dir:
         folder = release(args.run_dir, out, args.data_dir, note=args.note)
         print(f"released {folder}")
@@ -93,6 +98,8 @@ def main() -> int:
     if args.altered:
         n = add_altered(out / names[0], args.altered, args.data_dir)
         print(f"{names[0]}: {n:,} test images are the official ones; verify compares on them there")
+    if args.seeds:
+        print(f"{args.name}: the card knows of {add_seeds(out / args.name, args.seeds, args.data_dir)} seeds")
     if args.transfer:
         print(f"{args.name}: {add_transfer(out / args.name, args.transfer)} settings entered into the card")
     if entered and not (args.repo_id or args.org or args.dry_run):

@@ -1,19 +1,26 @@
-"""What is entered into a release after it was made: results on other data, test images that differ."""
+"""What is entered into a release after it was made: results on other data, further seeds, test images that differ."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .batches import Normalise
 from .datasets import load
-from .errors import DataError, WeightsError
+from .errors import DataError, TrainingError, WeightsError
+from .features import default_device, predict
+from .recipes import from_dict
 from .release import write_card
-from .runs import write_json
+from .runs import load_run, read_recipe_file, write_json
+from .sessions import PRECISIONS
 from .splits import subset
 from .transfer import read_csv, summarise
 from .verify import Altered, verify, without
@@ -45,6 +52,56 @@ def add_transfer(folder: Path, table: str | os.PathLike[str]) -> int:
     write_json(folder / CONFIG_FILE, config)
     write_card(folder)
     return len(found)
+
+
+def add_seeds(
+    folder: Path,
+    run_dirs: Sequence[str | os.PathLike[str]],
+    data_dir: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+) -> int:
+    """Enters the top-1 of further trainings of a release's recipe, by other seeds, into its ``config.json`` and card.
+
+    Args:
+        folder: the release folder.
+        run_dirs: finished and evaluated run folders; what was entered before of the same seed is replaced.
+        data_dir: where the data set is: their top-1 is measured here, on the test images of the release.
+        device: where to compute; a GPU where there is one.
+
+    Returns:
+        The number of trainings that the card knows of now, the release's own among them.
+
+    Raises:
+        TrainingError: a run that is not finished, has no classifier, or differs by more than its seed.
+        WeightsError: the test images here are not those of the card.
+    """
+    config = read_config(folder)
+    facts = config["tcl_zoo"]
+    plan, own = from_dict(facts["recipe"]), facts["results"]["seed"]
+    test = load(plan.dataset, data_dir, "test")
+    if test.fingerprint() != facts["fingerprints"]["test"]:
+        raise WeightsError(f"the {plan.dataset} test images in {data_dir} are not those of the card of {plan.name}")
+    seeds = {run["seed"]: run for run in facts.get("seeds", ())}
+    device = default_device(device)
+    for run_dir in map(Path, run_dirs):
+        trained, model = load_run(run_dir)
+        settings = read_recipe_file(run_dir / "recipe.json")["settings"]
+        wanted = {"precision": PRECISIONS[facts["environment"]["precision"]]}
+        theirs = {key: settings.get(key) for key in (*wanted, "hold_out") if key in settings}
+        if dataclasses.replace(trained, seed=plan.seed) != plan or theirs != wanted:
+            raise TrainingError(f"{run_dir} differs from {plan.name} in its card by more than the seed")
+        if trained.seed == own:
+            raise TrainingError(f"{run_dir} has the seed {own}, which is that of the release: train --set seed=...")
+        if model.num_classes != len(test.classes):
+            raise TrainingError(f"{run_dir} has no classifier yet: run scripts/train.py on it again")
+        predictions = predict(model.to(device), test, Normalise(plan.dataset, device)).argmax(1)
+        top1 = 100 * float((predictions == test.labels.cpu()).double().mean())
+        digest = hashlib.sha256((run_dir / "encoder.safetensors").read_bytes()).hexdigest()
+        seeds[trained.seed] = {"seed": trained.seed, "top1": top1, "sha256": digest}
+    facts["seeds"] = [seeds[seed] for seed in sorted(seeds)]
+    write_json(folder / CONFIG_FILE, config)
+    write_card(folder)
+    return 1 + len(seeds)
 
 
 def add_altered(

@@ -18,12 +18,13 @@ from PIL import Image
 import tcl_zoo
 from tcl_zoo import index
 from tcl_zoo._ssl_recipes import SELF_SUPERVISED, TITLES
-from tcl_zoo.cards import card, interval
+from tcl_zoo.cards import card
 from tcl_zoo.datasets import load
 from tcl_zoo.downstream_models import own_name
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
+from tcl_zoo.intervals import rate_interval
 from tcl_zoo.models import pretrained_cfg
 from tcl_zoo.pictures import confusion, embedding, training_curve
 from tcl_zoo.places import find
@@ -156,7 +157,7 @@ def test_interval_is_wilsons(hits, n):
     from scipy.stats import binomtest
 
     expected = binomtest(hits, n).proportion_ci(method="wilson")
-    assert interval(100 * hits / n, n) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert rate_interval(100 * hits / n, n) == pytest.approx((100 * expected.low, 100 * expected.high))
 
 
 def test_index_forgets_a_publication_of_something_else(released, copy, monkeypatch):

@@ -19,12 +19,13 @@ from PIL import Image
 from tcl_zoo import train as train_module
 from tcl_zoo.datasets import FolderSplit
 from tcl_zoo.errors import RecipeError, TrainingError
+from tcl_zoo.intervals import mean_interval, verdict
 from tcl_zoo.progress import duration
 from tcl_zoo.recipes import SELF_SUPERVISED, override, recipe
 from tcl_zoo.reproduce.grids import GRIDS
 from tcl_zoo.reproduce.overview import _unlearnt, write_overview
 from tcl_zoo.reproduce.plan import Plan
-from tcl_zoo.reproduce.results import interval, measure, render, summary, verdict
+from tcl_zoo.reproduce.results import measure, render, summary
 from tcl_zoo.reproduce.runner import Store, checked_shard, rates, run_all, seconds_left, shard
 from tcl_zoo.reproduce.scale import MIN_EPOCHS, Job, Scale, balanced, moved, scaled
 from tcl_zoo.reproduce.small import small_scale
@@ -215,10 +216,10 @@ def test_a_streamed_folder_has_subsets_too(tmp_path):
 
 def test_intervals_are_scipys():
     values = [74.2, 75.1, 74.9, 75.6, 73.8]
-    mean, half = interval(values)
+    mean, half = mean_interval(values)
     low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert interval([3.0]) == (3.0, None)
+    assert mean_interval([3.0]) == (3.0, None)
     assert [verdict(1.0, 0.5, 3), verdict(-1.0, 0.5, 3)] == ["above", "below"]
     assert "no difference" in verdict(0.4, 0.5, 3) and "no interval" in verdict(0.4, None, 1)
 

@@ -4,8 +4,7 @@
 ``text`` what they share; ``tables`` goes over all models.
 """
 
-from .tables import side_by_side, zoo_table
-from .text import interval
+from .tables import differences, seeds_of, side_by_side, zoo_table
 from .trained import card, metadata
 
-__all__ = ["card", "interval", "metadata", "side_by_side", "zoo_table"]
+__all__ = ["card", "differences", "metadata", "seeds_of", "side_by_side", "zoo_table"]

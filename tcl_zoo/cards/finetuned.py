@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from ..datasets import DATASETS
+from ..intervals import rate_interval
 from ..outside import complaint
-from .text import class_list, interval, transfer_section
+from .text import class_list, transfer_section
 
 _MEANING = {
     "epochs": "passes over the training images",
@@ -92,7 +93,7 @@ def finetuned_card(config: dict[str, Any], pictures: Collection[str], repo_id: s
     ):
         if part in results:
             n = results["n"] if part == "test" or "test" not in results else results["val_images"]
-            low, high = interval(results[part], n)
+            low, high = rate_interval(results[part], n)
             lines.append(f"| {label} | {results[part]:.2f} (95 % interval {low:.1f} to {high:.1f}) | {n:,} |")
     if len(lines) == 2:
         lines = ["Not measured: there were neither validation nor test images."]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from ..datasets import DATASETS
+from ..intervals import mean_interval, verdict
 from ..progress import duration
 from ..thesis import reported
+from .text import by_seed, over_seeds
 
 _SUPERVISED = {"tcl": "TCL", "supcon": "SupCon", "ce": "cross-entropy"}
 
@@ -24,14 +27,12 @@ def side_by_side(configs: dict[str, dict[str, Any]], folder: str = "") -> list[s
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for name, config in configs.items():
         facts = config["tcl_zoo"]["recipe"]
-        key = facts["dataset"], facts["encoder"], facts["variant"]
         link = f"[{config['tcl_zoo']['results']['top1']:.2f}]({folder}{name}/README.md)"
         if facts["objective"] in _SUPERVISED:
-            found.setdefault(key, {})[facts["objective"]] = link
+            found.setdefault(_setting(facts), {})[facts["objective"]] = link
     lines = [f"| | {' | '.join(_SUPERVISED.values())} |", "|---|" + "---|" * len(_SUPERVISED)]
-    for (dataset, encoder, variant), links in sorted(found.items()):
-        what = f"{DATASETS[dataset].title}, `{encoder}`" + (f", `.{variant}`" if variant else "")
-        lines.append(f"| {what} | {' | '.join(links.get(objective, '-') for objective in _SUPERVISED)} |")
+    for setting, links in sorted(found.items()):
+        lines.append(f"| {_title(setting)} | {' | '.join(links.get(objective, '-') for objective in _SUPERVISED)} |")
     return lines
 
 
@@ -44,9 +45,9 @@ def zoo_table(configs: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# The released models",
         "",
-        "Generated from the cards. Top-1 in percent on the test split, last epoch, one run each.",
+        "Generated from the cards. Top-1 in percent on the test split, last epoch; of several seeds the mean, too.",
         "",
-        "| name | top-1 | thesis | n | protocol | seed | parameters | size | trained in |",
+        "| name | top-1 | thesis | n | protocol | seeds | parameters | size | trained in |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, config in configs.items():
@@ -54,7 +55,49 @@ def zoo_table(configs: dict[str, dict[str, Any]]) -> str:
         results, thesis = facts["results"], reported(name)
         lines.append(
             f"| [{name}]({name}/README.md) | {results['top1']:.2f} | {thesis[0] if thesis else '-'} "
-            f"| {results['n']:,} | {results['protocol']} | {results['seed']} | {facts['parameters'] / 1e6:.2f} M "
+            f"| {results['n']:,} | {results['protocol']} | {seeds_of(facts)} | {facts['parameters'] / 1e6:.2f} M "
             f"| {facts['bytes'] / 1e6:.1f} MB | {duration(facts['seconds'])} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def seeds_of(facts: dict[str, Any]) -> str:
+    """``1 (seed 0)``, or of several trainings ``3: mean ± half width of their 95 % interval``."""
+    found = by_seed(facts)
+    return f"{len(found)}: {over_seeds(facts)}" if len(found) > 1 else f"1 (seed {facts['results']['seed']})"
+
+
+def differences(configs: dict[str, dict[str, Any]]) -> list[str]:
+    """Where the same seeds of two objectives were trained: a line per pair, with the interval of the differences.
+
+    Args:
+        configs: name to ``config.json``.
+
+    Returns:
+        The lines of a Markdown table; none where there is no such pair.
+    """
+    found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
+    for config in configs.values():
+        facts = config["tcl_zoo"]["recipe"]
+        if facts["objective"] in _SUPERVISED:
+            found.setdefault(_setting(facts), {})[facts["objective"]] = by_seed(config["tcl_zoo"])
+    lines = []
+    for setting, objectives in sorted(found.items()):
+        for first, second in itertools.combinations([o for o in _SUPERVISED if o in objectives], 2):
+            seeds = [seed for seed in objectives[first] if seed in objectives[second]]
+            mean, half = mean_interval([objectives[first][seed] - objectives[second][seed] for seed in seeds])
+            if half is not None:
+                names = f"{_SUPERVISED[first]} | {_SUPERVISED[second]}"
+                said = verdict(mean, half, len(seeds))
+                lines.append(f"| {_title(setting)} | {names} | {mean:+.2f} ± {half:.2f} | {len(seeds)} | {said} |")
+    head = ["| | minus | of | mean, 95 % interval | seeds | is |", "|---|---|---|---|---|---|"]
+    return head + lines if lines else []
+
+
+def _setting(recipe: dict[str, Any]) -> tuple[str, ...]:
+    return recipe["dataset"], recipe["encoder"], recipe["variant"]
+
+
+def _title(setting: tuple[str, ...]) -> str:
+    dataset, encoder, variant = setting
+    return f"{DATASETS[dataset].title}, `{encoder}`" + (f", `.{variant}`" if variant else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+from ..intervals import mean_interval
 
 CACHED = (
     "`cached` is a logistic regression (L2, C = 1) on the features of the training images as they are; the thesis "
@@ -11,11 +12,16 @@ CACHED = (
 )
 
 
-def interval(percent: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate in percent, measured on ``n`` images."""
-    p, z = percent / 100, 1.959964
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n)
+def by_seed(facts: dict[str, Any]) -> dict[int, float]:
+    """Seed -> top-1 in percent of all trainings that a release's ``tcl_zoo`` facts know of, its own first."""
+    results = facts["results"]
+    return {results["seed"]: results["top1"]} | {run["seed"]: run["top1"] for run in facts.get("seeds", ())}
+
+
+def over_seeds(facts: dict[str, Any]) -> str:
+    """``mean ± half width`` of their 95 % interval; "" of a single one."""
+    mean, half = mean_interval(list(by_seed(facts).values()))
+    return "" if half is None else f"{mean:.2f} ± {half:.2f}"
 
 
 def class_list(config: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 from .._ssl_recipes import TITLES, unused_fields
 from ..datasets import DATASETS
+from ..intervals import rate_interval
 from ..progress import duration
 from ..recipes import flat
 from ..recipes import recipe as planned
 from ..thesis import reported
 from .finetuned import finetuned_card, finetuned_metadata
-from .text import CACHED, class_list, interval, transfer_section
+from .text import CACHED, by_seed, class_list, over_seeds, transfer_section
 from .usage import usage
 
 _OBJECTIVES = {
@@ -173,8 +174,8 @@ Trained in {duration(facts["seconds"])} on {environment["hardware"]}, {environme
 
 For research and teaching on contrastive learning, as a starting point for fine-tuning, and as a baseline. It knows
 the {config["num_classes"]} classes of {info.title} at {info.size} x {info.size} pixels and nothing else: it will name
-one of them for any image, and its probabilities are not calibrated. One run with one seed: differences of a few tenths
-of a percent between models mean little. It was not examined for fairness or for safety-critical use.
+one of them for any image, and its probabilities are not calibrated. {_runs(facts)}
+It was not examined for fairness or for safety-critical use.
 
 ## Licence
 
@@ -189,17 +190,30 @@ Weights ({label}, `sha256 {facts["sha256"]}`): Apache-2.0. The training images h
     return str(ModelCard(f"---\n{metadata(config).to_yaml()}\n---\n{text}"))
 
 
+def _runs(facts: dict[str, Any]) -> str:
+    if several := over_seeds(facts):
+        return f"Over {len(by_seed(facts))} seeds the recipe gives {several} %; these weights are those of one."
+    return "One run with one seed: differences of a few tenths of a percent between models mean little."
+
+
 def _results(config: dict[str, Any]) -> str:
     """Our figure and the thesis's, side by side."""
     facts = config["tcl_zoo"]
     recipe, results, thesis = facts["recipe"], facts["results"], reported(facts["name"])
-    low, high = interval(results["top1"], results["n"])
+    low, high = rate_interval(results["top1"], results["n"])
     lines = [
         "| | top-1 (%) | test images | runs | epochs | protocol |",
         "|---|---|---|---|---|---|",
         f"| this checkpoint | **{results['top1']:.2f}** (95 % interval over test images {low:.1f} to {high:.1f}) "
         f"| {results['n']:,} | 1, seed {results['seed']} | {recipe['epochs']} | {results['protocol']} |",
     ]
+    if several := over_seeds(facts):
+        found = by_seed(facts)
+        runs = f"{len(found)}, seeds {', '.join(map(str, found))}: {', '.join(f'{v:.2f}' for v in found.values())}"
+        lines.append(
+            f"| all trainings | {several} (mean, 95 % interval over seeds) | {results['n']:,} | {runs} "
+            f"| {recipe['epochs']} | {results['protocol']} |"
+        )
     if thesis:
         how = _PROTOCOL[recipe["objective"] != "ce"].format(**recipe)
         runs = "30" if "30 runs" in thesis[1] else "not stated"

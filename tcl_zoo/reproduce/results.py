@@ -7,13 +7,13 @@ of the images, the augmentation and the initial weights, so their difference var
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..intervals import mean_interval, verdict
 from ..runs import read_jsonl, write_atomically
 from .figures import gradient_figure, top1_figure
 from .grids import Cell
@@ -24,25 +24,6 @@ from .scale import Job
 from .small import NAME, small_scale
 
 Row = dict[str, Any]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half width of its 95 % t interval; None for a single value."""
-    from scipy.stats import t
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def verdict(mean: float, half: float | None, n: int) -> str:
-    """What an interval of differences says."""
-    if half is None:
-        return "one run: no interval" if n else "not run"
-    if mean - half > 0:
-        return "above"
-    return "below" if mean + half < 0 else "no difference seen (the interval has 0)"
 
 
 @dataclass
@@ -110,12 +91,12 @@ def summary(plan: Plan, items: list[Measured]) -> list[Row]:
         row |= dict.fromkeys(("ours", "n", "ci95", "difference"))
         row["n"] = len(top1)
         if top1:
-            row["ours"], row["ci95"] = interval(list(top1.values()))
+            row["ours"], row["ci95"] = mean_interval(list(top1.values()))
             if item.cell.thesis is not None and not plan.scale.label:  # what is scaled is no measure of the thesis
                 row["difference"] = row["ours"] - item.cell.thesis
         for which in _measures(plan)[:-1]:
             values = list(item.values.get(which, {}).values())
-            row[which], row[f"{which}_ci95"] = interval(values) if values else (None, None)
+            row[which], row[f"{which}_ci95"] = mean_interval(values) if values else (None, None)
         row["status"] = item.status
         row["test_images"] = next((state.n for state in item.states.values() if state.n), None)
         row["protocol"] = "; ".join(sorted({state.protocol for state in item.states.values() if state.protocol}))
@@ -145,7 +126,7 @@ def pairs(plan: Plan, items: list[Measured]) -> list[Row]:
         for which in _measures(plan):
             a, b = item.values.get(which, {}), other.values.get(which, {})
             seeds = sorted(a.keys() & b.keys())
-            mean, half = interval([a[seed] - b[seed] for seed in seeds]) if seeds else (None, None)
+            mean, half = mean_interval([a[seed] - b[seed] for seed in seeds]) if seeds else (None, None)
             both = (item.cell.thesis, other.cell.thesis)
             thesis = both[0] - both[1] if which == "top1" and None not in both else None  # type: ignore[operator]
             row: Row = {"first": _label(plan, item.cell), "second": _label(plan, other.cell), "measure": which}
@@ -168,7 +149,7 @@ def curves(items: list[Measured]) -> list[Row]:
         for step in sorted(set.intersection(*(set(lines) for lines in by_seed))) if by_seed else ():
             row: Row = {"series": item.cell.series, "step": step, "n": len(by_seed)}
             for which in ("positives", "negatives"):
-                row[which], row[f"{which}_ci95"] = interval([lines[step][which] for lines in by_seed])
+                row[which], row[f"{which}_ci95"] = mean_interval([lines[step][which] for lines in by_seed])
             rows.append(row)
     return rows
 
