@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from .datasets import load
 from .errors import DataError, TrainingError, WeightsError
 from .features import default_device, predict
 from .recipes import from_dict
-from .release import write_card
+from .release import read_results, write_card
 from .runs import load_run, read_recipe_file, write_json
 from .sessions import PRECISIONS
 from .splits import subset
@@ -72,28 +71,35 @@ def add_seeds(
         The number of trainings that the card knows of now, the release's own among them.
 
     Raises:
-        TrainingError: a run that is not finished, has no classifier, or differs by more than its seed.
-        WeightsError: the test images here are not those of the card.
+        TrainingError: a run that is not finished, not evaluated by the release's protocol, or that differs by more
+            than its seed; a fine-tuned release.
+        WeightsError: the test images here are not those of the card, or the card lacks what is compared.
     """
     config = read_config(folder)
     facts = config["tcl_zoo"]
-    plan, own = from_dict(facts["recipe"]), facts["results"]["seed"]
+    if "parent" in facts:
+        raise TrainingError(f"{folder} was fine-tuned: it has no recipe that other seeds could be of")
+    try:
+        plan, own, protocol = from_dict(facts["recipe"]), facts["results"]["seed"], facts["results"]["protocol"]
+        precision = PRECISIONS[facts["environment"]["precision"]]
+        seeds = {int(run["seed"]): run for run in facts.get("seeds", ())}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{folder / CONFIG_FILE} lacks what seeds are compared by: {error!r}") from None
     test = load(plan.dataset, data_dir, "test")
     if test.fingerprint() != facts["fingerprints"]["test"]:
         raise WeightsError(f"the {plan.dataset} test images in {data_dir} are not those of the card of {plan.name}")
-    seeds = {run["seed"]: run for run in facts.get("seeds", ())}
     device = default_device(device)
     for run_dir in map(Path, run_dirs):
         trained, model = load_run(run_dir)
         settings = read_recipe_file(run_dir / "recipe.json")["settings"]
-        wanted = {"precision": PRECISIONS[facts["environment"]["precision"]]}
-        theirs = {key: settings.get(key) for key in (*wanted, "hold_out") if key in settings}
-        if dataclasses.replace(trained, seed=plan.seed) != plan or theirs != wanted:
+        same = replace(trained, seed=plan.seed) == plan and settings.get("precision") == precision
+        if not same or "hold_out" in settings:
             raise TrainingError(f"{run_dir} differs from {plan.name} in its card by more than the seed")
         if trained.seed == own:
             raise TrainingError(f"{run_dir} has the seed {own}, which is that of the release: train --set seed=...")
-        if model.num_classes != len(test.classes):
-            raise TrainingError(f"{run_dir} has no classifier yet: run scripts/train.py on it again")
+        results = read_results(run_dir)
+        if results.get("protocol") != protocol:
+            raise TrainingError(f"{run_dir} was measured by another protocol than {protocol}: measure it by that one")
         predictions = predict(model.to(device), test, Normalise(plan.dataset, device)).argmax(1)
         top1 = 100 * float((predictions == test.labels.cpu()).double().mean())
         digest = hashlib.sha256((run_dir / "encoder.safetensors").read_bytes()).hexdigest()

@@ -10,7 +10,6 @@ from torch import nn
 from .errors import RecipeError, WeightsError
 from .models import create_model
 from .places import find, run_folder
-from .weights import SOURCES
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
 
@@ -35,10 +34,11 @@ def open_model(
 
     if pretrained and weights_dir is not None and brings_weights(name):
         raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
-    name, weights_dir, run = find(name, None if brings_weights(name) else weights_dir)
+    place = find(name, None if brings_weights(name) else weights_dir)
+    name, weights_dir, run = place
     if run is not None:
         return create_model(name, pretrained, **{"num_classes": 0, **timm_kwargs})
-    if not name.startswith(SOURCES) and not weights_dir and timm.is_model(name.partition(".")[0]):
+    if place.timms:
         try:
             return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
         except (RuntimeError, TypeError) as error:  # a TypeError: an argument that this model has not
@@ -50,7 +50,7 @@ def brings_weights(name: str) -> bool:
     """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
     import timm
 
-    return run_folder(name) is not None or timm.is_model(name.partition(".")[0])
+    return run_folder(name) is not None or timm.is_model(str(name).partition(".")[0])
 
 
 def own_name(name: str) -> str:

@@ -36,7 +36,7 @@ def evaluate_run(
         data_dir: where the data set is.
         protocol: ``cached`` or ``thesis``; see :func:`tcl_zoo.probe.linear_probe`.
         device: where to compute; a GPU where there is one.
-        train: fit on these images instead of the data set's training split (what a scaled run was trained on).
+        train: fit on these images instead of the data set's training split: what the run was given as ``split``.
         workers: DataLoader workers of a streamed folder.
 
     Returns:
@@ -49,10 +49,7 @@ def evaluate_run(
     model = model.to(device)
     train = train or load(recipe.dataset, data_dir, "train")
     held_out = read_recipe_file(folder / "recipe.json")["settings"].get("hold_out", 0)
-    if held_out:
-        train, test = holdout(train, held_out)
-    else:
-        test = load(recipe.dataset, data_dir, "test")
+    train, test = holdout(train, held_out) if held_out else (train, load(recipe.dataset, data_dir, "test"))
     normalise = Normalise(recipe.dataset, device)
     extracted = (
         features(model, train, normalise, device, "train features", workers),

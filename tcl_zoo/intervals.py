@@ -28,6 +28,8 @@ def verdict(mean: float, half: float | None, n: int) -> str:
     """What an interval of differences over ``n`` runs says."""
     if half is None:
         return "one run: no interval" if n else "not run"
+    if half < 1e-9:
+        return "the same in every run: no interval"
     if mean - half > 0:
         return "above"
     return "below" if mean + half < 0 else "no difference seen (the interval has 0)"

@@ -198,12 +198,9 @@ def _built(
 
 def _found(name: Any, weights_dir: str | os.PathLike[str] | None) -> Place:
     """:func:`tcl_zoo.places.find`; a model of timm's own is refused with what loads it."""
-    import timm
-
     place = find(name, weights_dir)
-    own = place.run or place.weights_dir or place.name in index.entries()
-    if not own and timm.is_model(place.name.partition(".")[0]):
-        raise RecipeError(f"{name} is a model of timm's: timm.create_model({name!r}) makes it")
+    if place.timms:
+        raise RecipeError(f"{place.name} is a model of timm's: timm.create_model({place.name!r}) makes it")
     return place
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from . import index
 from .errors import DataError, WeightsError, one_line
 from .features import default_device, frozen, pooled
 from .images import batched, convert, read, reason, shown
@@ -147,8 +146,9 @@ def pipeline(
     from torchvision.transforms import v2
 
     device = default_device(device)
-    name, weights_dir, run = find(name, weights_dir)
-    if run or weights_dir or name in index.entries() or not timm.is_model(name.partition(".")[0]):
+    place = find(name, weights_dir)
+    name, weights_dir, _ = place
+    if not place.timms:
         model = create_model(name, pretrained=pretrained, weights_dir=weights_dir)
         transform = create_transform(name, weights_dir=weights_dir)
     else:

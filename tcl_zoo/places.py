@@ -20,12 +20,20 @@ class Place(NamedTuple):
 
     Attributes:
         name, weights_dir: of a release, as :func:`tcl_zoo.weights.locate` takes them.
-        run: the run folder; ``name`` is its path then, and ``weights_dir`` None.
+        run: the run folder; ``name`` is its path then, as it was given, and ``weights_dir`` None.
     """
 
     name: str
     weights_dir: str | os.PathLike[str] | None = None
     run: Path | None = None
+
+    @property
+    def timms(self) -> bool:
+        """Whether it is a model of timm's own, by its name there."""
+        import timm
+
+        own = self.run is not None or self.weights_dir is not None
+        return not own and bool(timm.is_model(self.name.partition(".")[0]))
 
 
 def find(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> Place:
@@ -41,7 +49,7 @@ def find(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> Place:
             which is not finished.
     """
     if weights_dir is None and (run := run_folder(name)) is not None:
-        return Place(str(run), None, run)
+        return Place(os.fspath(name), None, run)
     if not isinstance(name, (str, os.PathLike)):
         raise RecipeError(f"a model's name or a path is wanted, not {type(name).__name__}")
     name = os.fspath(name)

@@ -54,7 +54,8 @@ def release(
         device: where to compute; a GPU where there is one.
 
     Returns:
-        The release folder; an older one of the same name is replaced at the end.
+        The release folder; an older one of the same name is replaced at the end. What ``amend`` entered into it stays
+        where the weights are the same.
 
     Raises:
         TrainingError: not finished, not evaluated, without the metrics of its epochs, or trained by other values than
@@ -67,7 +68,7 @@ def release(
     if target.exists() and not _is_release(target):
         raise TrainingError(f"{target} is there and is no release, so it is not replaced; choose another folder")
     _same_recipe(trained)
-    results = _read(run_dir / "results.json", "not evaluated")
+    results = read_results(run_dir)
     environment = _read(run_dir / "environment.json", "not finished")
     settings = read_recipe_file(run_dir / "recipe.json")["settings"]
     if settings.get("hold_out"):
@@ -105,6 +106,7 @@ def release(
         "environment": environment,
         "seconds": round(metrics[-1]["seconds"], 1),
     } | ({"note": note} if note else {})
+    facts |= _entered(target, facts["sha256"])
     config = {
         "architecture": trained.architecture,
         "num_classes": len(test.classes),
@@ -157,6 +159,24 @@ def _same_recipe(trained: Recipe) -> None:
             f"this run is not the recipe {trained.name}: {', '.join(differing)}; "
             "train a named variant such as .e40 to release a shorter run"
         )
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """What :func:`tcl_zoo.evaluate.evaluate_run` left in a run folder.
+
+    Raises:
+        TrainingError: nothing, or something damaged.
+    """
+    return _read(run_dir / "results.json", "not evaluated")
+
+
+def _entered(target: Path, sha256: str) -> dict[str, Any]:
+    """What ``amend`` entered into an older release of the same weights."""
+    try:
+        old = read_config(target)["tcl_zoo"]
+    except WeightsError:
+        return {}
+    return {key: old[key] for key in ("altered", "seeds", "transfer") if key in old and old["sha256"] == sha256}
 
 
 def _read(path: Path, otherwise: str) -> dict[str, Any]:

@@ -256,7 +256,9 @@ def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Plan] = from_
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         parse(stored["recipe"])
-        stored["settings"].items()
+        held = stored["settings"].get("hold_out", 1)
+        if type(held) is not int or held < 1:
+            raise ValueError(f"hold_out is {short(held)}")
     except FileNotFoundError:
         raise TrainingError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -44,7 +44,7 @@ class Split:
 class FolderSplit(Dataset[tuple[Any, int, int]]):
     """Streams ``folder/<class>/*.png``: item i is (views uint8 [V, C, S, S], label, i).
 
-    As made, it gives the evaluation view: shorter side to S * 256 / 224, centre crop S (SPEC §4).
+    As made, it gives the evaluation view: shorter side to S * 256 / 224, centre crop S (SPEC section 4).
     What is drawn for an image depends on (seed, epoch, i) alone, so neither the number of workers
     nor the order nor a resumed run changes it. Images are ordered by label, then by file name.
 

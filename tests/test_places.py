@@ -116,6 +116,8 @@ def test_a_models_name_is_one_whatever_lies_here(released, run, tmp_path, monkey
         shutil.copytree(run, tmp_path / name)
     assert tcl_zoo.create_model("tcl_resnet20_cifar100").num_classes == 100
     assert torch.equal(logits("./tcl_resnet20_cifar100"), logits(run))
+    for opened in (open_model("./tcl_resnet20_digits", num_classes=10), pipeline("./tcl_resnet20_digits").model.cpu()):
+        assert torch.equal(opened.eval()(X), logits(run)), "the path, by every door"
     assert not torch.equal(logits("tcl_resnet20_digits"), logits(run))
 
 

@@ -17,6 +17,7 @@ from tcl_zoo.cli import guarded
 from tcl_zoo.errors import TrainingError, WeightsError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.recipes import recipe
+from tcl_zoo.release import release
 from tcl_zoo.train import train
 from tcl_zoo.verify import verify
 from tcl_zoo.weights import read_config
@@ -95,7 +96,9 @@ def test_other_runs_are_refused(runs, released, folder, tmp_path):
     refused(stored("recipe", lr=0.05), "by more than the seed")
     refused(stored("settings", precision="bf16"), "by more than the seed")
     refused(stored("recipe", seed=0), "which is that of the release")
-    refused(lambda run: (run / "classifier.safetensors").unlink(), "has no classifier yet")
+    refused(lambda run: (run / "results.json").unlink(), "is not evaluated")
+    refused(lambda run: (run / "results.json").write_text('{"protocol": "linear probe, thesis"}'), "another protocol")
+    refused(stored("settings", hold_out="200"), "is damaged .hold_out is 200")
     refused(lambda run: (run / "encoder.safetensors").unlink(), "is not finished")
     with pytest.raises(TrainingError, match="by more than the seed"):
         add_seeds(folder, [runs / "3"], device="cpu")
@@ -120,3 +123,33 @@ def test_objectives_are_compared_seed_by_seed(folder):
     line = f"| TCL | SupCon | {(low + high) / 2:+.2f} ± {(high - low) / 2:.2f} | 3 | above |"
     assert len(table) == 3 and table[2].endswith(line)
     assert differences({"a": config("tcl", 90.1), "c": config("ce", *ce)}) == []
+    other = config("ce", *ce)
+    other["tcl_zoo"]["results"]["seed"] = 7
+    assert differences({"a": config("tcl", *tcl), "c": other}) == [], "no seed in common"
+    same = differences({"a": config("tcl", *tcl), "b": config("supcon", *(value - 0.25 for value in tcl))})
+    assert same[2].endswith("| +0.25 ± 0.00 | 3 | the same in every run: no interval |")
+
+
+def test_what_cannot_be_compared_is_told_in_one_line(runs, folder):
+    config = read_config(folder)
+    for key, value in (("environment", {}), ("seeds", [{}]), ("results", {"top1": 1.0}), ("seeds", None)):
+        changed = config | {"tcl_zoo": config["tcl_zoo"] | {key: value}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(WeightsError, match="lacks what seeds are compared by"):
+            add_seeds(folder, [runs / "1"], device="cpu")
+    changed = config | {"tcl_zoo": config["tcl_zoo"] | {"parent": {"name": NAME}}}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(TrainingError, match="was fine-tuned"):
+        add_seeds(folder, [runs / "1"], device="cpu")
+
+
+def test_a_release_made_again_keeps_what_was_entered(runs, released, folder):
+    add_seeds(folder, [runs / "1"], device="cpu")
+    entered = read_config(folder)["tcl_zoo"]["seeds"]
+    release(released.parent / "run", folder.parent, device="cpu")
+    assert read_config(folder)["tcl_zoo"]["seeds"] == entered and "all trainings" in (folder / "README.md").read_text()
+    config = read_config(folder)
+    config["tcl_zoo"]["sha256"] = "0" * 64
+    (folder / "config.json").write_text(json.dumps(config))
+    release(released.parent / "run", folder.parent, device="cpu")
+    assert "seeds" not in read_config(folder)["tcl_zoo"], "of other weights"

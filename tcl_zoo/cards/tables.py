@@ -24,15 +24,13 @@ def side_by_side(configs: dict[str, dict[str, Any]], folder: str = "") -> list[s
     Returns:
         The lines of a Markdown table; "-" where a name is not released.
     """
-    found: dict[tuple[str, ...], dict[str, str]] = {}
-    for name, config in configs.items():
-        facts = config["tcl_zoo"]["recipe"]
-        link = f"[{config['tcl_zoo']['results']['top1']:.2f}]({folder}{name}/README.md)"
-        if facts["objective"] in _SUPERVISED:
-            found.setdefault(_setting(facts), {})[facts["objective"]] = link
     lines = [f"| | {' | '.join(_SUPERVISED.values())} |", "|---|" + "---|" * len(_SUPERVISED)]
-    for setting, links in sorted(found.items()):
-        lines.append(f"| {_title(setting)} | {' | '.join(links.get(objective, '-') for objective in _SUPERVISED)} |")
+    for setting, objectives in _by_setting(configs):
+        links = {
+            objective: f"[{facts['results']['top1']:.2f}]({folder}{facts['name']}/README.md)"
+            for objective, facts in objectives.items()
+        }
+        lines.append(f"| {setting} | {' | '.join(links.get(objective, '-') for objective in _SUPERVISED)} |")
     return lines
 
 
@@ -76,28 +74,29 @@ def differences(configs: dict[str, dict[str, Any]]) -> list[str]:
     Returns:
         The lines of a Markdown table; none where there is no such pair.
     """
-    found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
-    for config in configs.values():
-        facts = config["tcl_zoo"]["recipe"]
-        if facts["objective"] in _SUPERVISED:
-            found.setdefault(_setting(facts), {})[facts["objective"]] = by_seed(config["tcl_zoo"])
     lines = []
-    for setting, objectives in sorted(found.items()):
-        for first, second in itertools.combinations([o for o in _SUPERVISED if o in objectives], 2):
-            seeds = [seed for seed in objectives[first] if seed in objectives[second]]
-            mean, half = mean_interval([objectives[first][seed] - objectives[second][seed] for seed in seeds])
-            if half is not None:
-                names = f"{_SUPERVISED[first]} | {_SUPERVISED[second]}"
-                said = verdict(mean, half, len(seeds))
-                lines.append(f"| {_title(setting)} | {names} | {mean:+.2f} ± {half:.2f} | {len(seeds)} | {said} |")
+    for setting, objectives in _by_setting(configs):
+        seeds = {objective: by_seed(facts) for objective, facts in objectives.items()}
+        for first, second in itertools.combinations([objective for objective in _SUPERVISED if objective in seeds], 2):
+            values = [top1 - seeds[second][seed] for seed, top1 in seeds[first].items() if seed in seeds[second]]
+            if len(values) > 1:
+                mean, half = mean_interval(values)
+                what = f"{setting} | {_SUPERVISED[first]} | {_SUPERVISED[second]} | {mean:+.2f} ± {half:.2f}"
+                lines.append(f"| {what} | {len(values)} | {verdict(mean, half, len(values))} |")
     head = ["| | minus | of | mean, 95 % interval | seeds | is |", "|---|---|---|---|---|---|"]
     return head + lines if lines else []
 
 
-def _setting(recipe: dict[str, Any]) -> tuple[str, ...]:
-    return recipe["dataset"], recipe["encoder"], recipe["variant"]
-
-
-def _title(setting: tuple[str, ...]) -> str:
-    dataset, encoder, variant = setting
-    return f"{DATASETS[dataset].title}, `{encoder}`" + (f", `.{variant}`" if variant else "")
+def _by_setting(configs: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """(data set, encoder and variant in words; supervised objective -> facts of its release), in order."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for config in configs.values():
+        facts, recipe = config["tcl_zoo"], config["tcl_zoo"]["recipe"]
+        if recipe["objective"] in _SUPERVISED:
+            setting = recipe["dataset"], recipe["encoder"], recipe["variant"]
+            found.setdefault(setting, {})[recipe["objective"]] = facts
+    return [
+        (f"{DATASETS[dataset].title}, `{encoder}`" + (f", `.{variant}`" if variant else ""), found[key])
+        for key in sorted(found)
+        for dataset, encoder, variant in [key]
+    ]

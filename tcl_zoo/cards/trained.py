@@ -192,8 +192,9 @@ Weights ({label}, `sha256 {facts["sha256"]}`): Apache-2.0. The training images h
 
 def _runs(facts: dict[str, Any]) -> str:
     if several := over_seeds(facts):
-        return f"Over {len(by_seed(facts))} seeds the recipe gives {several} %; these weights are those of one."
-    return "One run with one seed: differences of a few tenths of a percent between models mean little."
+        seeds = f"Over {len(by_seed(facts))} seeds the recipe gives {several} % (mean, 95 % interval)"
+        return f"{seeds};\nthese weights are those of one."
+    return "One run with one seed: differences of a few\ntenths of a percent between models mean little."
 
 
 def _results(config: dict[str, Any]) -> str:

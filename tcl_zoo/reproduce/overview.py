@@ -34,8 +34,8 @@ objectives. 10,000 test images alone leave ± 0.6 points at 91 % (95 %), the 360
 come on top. Where further seeds were trained, their number, mean and 95 % interval (Student's t) are under "seeds"."""
 
 _SEEDS = """\
-Between the objectives, paired by seed (the same initial weights, order and augmentation); where nothing differs, one
-such interval in 20 leaves 0 out:"""
+Between the objectives, paired by seed (the same initial weights and order of images, TCL and SupCon the same views,
+too); where nothing differs, one such interval in 20 leaves 0 out:"""
 
 _INTERVALS = """\
 Paired by seed; at least two seeds. Where nothing differs, one such interval in 20 leaves 0 out. Figures of the same
