@@ -51,6 +51,8 @@ def supervised_fields(objective: str, encoder: str, dataset: str) -> dict[str, A
         fields |= _CIFAR100_128
         if encoder == "resnet101":
             fields["lr"] = 0.09
+    if encoder == "resnet20" and dataset == "cifar100" and objective != "ce":
+        fields["projector_hidden"] = 512  # SPEC section 7: its own 64 are too few for 100 classes
     if objective == "tcl" and dataset == "imagenet100":
         fields["lr"] = data.lr_tcl
     if dataset == "imagenet100" and encoder == "resnet34":

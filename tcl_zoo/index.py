@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import WeightsError
-from .outside import ARCHITECTURES, MAX_WEIGHTS_BYTES, SHA256, cfg_complaint, parsed, read_limited, short
+from .outside import KNOWN_ARCHITECTURES, MAX_WEIGHTS_BYTES, SHA256, cfg_complaint, parsed, read_limited, short
 
 _PACKAGE = Path(__file__).resolve().parent
 INDEX_FILE = _PACKAGE / "index.json"
@@ -57,7 +57,7 @@ def complaint(found: Any) -> str:
         places = [entry[key] for key in ("repo_id", "revision") if entry.get(key) is not None]
         sound = (
             all(type(entry.get(key)) is kind for key, kind in kinds.items())
-            and entry.get("architecture") in list(ARCHITECTURES)
+            and entry.get("architecture") in list(KNOWN_ARCHITECTURES)
             and all(isinstance(value, str) and SHA256.fullmatch(value) for value in sums.values())
             and 0 < entry["bytes"] <= MAX_WEIGHTS_BYTES
             and all(isinstance(place, str) and _REPO.fullmatch(place) for place in places)

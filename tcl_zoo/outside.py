@@ -19,7 +19,7 @@ from typing import Any
 from .errors import TclZooError
 from .recipes import DATA, ENCODERS
 
-ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
+KNOWN_ARCHITECTURES = {f"{encoder}_cifar" for encoder in ENCODERS} | set(ENCODERS[1:])
 MAX_WEIGHTS_BYTES = 1_000_000_000  # ResNet-101 in float32 has 0.17
 _MAX_CLASSES = 25_000
 MAX_SIDE, _MAX_FETCHED_SIDE = 2048, 512  # pixels of a fine-tuned model's input, and of one from elsewhere
@@ -126,7 +126,7 @@ def complaint(config: Any, fetched: bool = False) -> str:
             return f"lacks {missing}"
     facts, args = config["tcl_zoo"], config.get("model_args", {})
     own = not fetched and isinstance(facts.get("parent"), dict)
-    if config["architecture"] not in ARCHITECTURES and not (own and re.fullmatch(r"\w+", config["architecture"])):
+    if config["architecture"] not in KNOWN_ARCHITECTURES and not (own and re.fullmatch(r"\w+", config["architecture"])):
         return f"names the architecture {short(config['architecture'])!r}, which is not of this zoo"
     if not isinstance(args, dict):
         return "has model_args that are no object"
@@ -163,7 +163,7 @@ def timms_own(config: Any) -> bool:
         return False
     facts = config.get("tcl_zoo")
     tuned = isinstance(facts, dict) and isinstance(facts.get("parent"), dict)
-    return "tcl_zoo" not in config or (tuned and config["architecture"] not in ARCHITECTURES)
+    return "tcl_zoo" not in config or (tuned and config["architecture"] not in KNOWN_ARCHITECTURES)
 
 
 def cfg_complaint(cfg: dict[str, Any], own: bool = False) -> str:

@@ -53,6 +53,14 @@ def test_stability_recipes():
     assert recipe("tcl_resnet34_imagenet100").batch_views == 128
 
 
+def test_the_small_encoder_has_a_wide_projector_where_there_are_many_classes():
+    """SPEC section 7; 0 is the width of the encoder."""
+    for name in ("tcl_resnet20_cifar100", "supcon_resnet20_cifar100.e40"):
+        assert recipe(name).projector_hidden == 512
+    for name in ("tcl_resnet20_cifar10", "ce_resnet20_cifar100", "tcl_resnet50_cifar100", "tcl_resnet18_cifar100"):
+        assert recipe(name).projector_hidden == 0
+
+
 def test_every_combination_has_a_name():
     listed = set(names())
     for objective in ("tcl", "supcon", "ce"):
