@@ -97,7 +97,11 @@ def test_other_runs_are_refused(runs, released, folder, tmp_path):
     refused(stored("settings", precision="bf16"), "by more than the seed")
     refused(stored("recipe", seed=0), "which is that of the release")
     refused(lambda run: (run / "results.json").unlink(), "is not evaluated")
-    refused(lambda run: (run / "results.json").write_text('{"protocol": "linear probe, thesis"}'), "another protocol")
+    refused(
+        lambda run: (run / "results.json").write_text('{"protocol": "linear probe, thesis"}'),
+        "has no top-1 by linear",
+    )
+    refused(lambda run: (run / "classifier.safetensors").unlink(), "has no top-1 by linear")
     refused(stored("settings", hold_out="200"), "is damaged .hold_out is 200")
     refused(lambda run: (run / "encoder.safetensors").unlink(), "is not finished")
     with pytest.raises(TrainingError, match="by more than the seed"):
@@ -132,7 +136,13 @@ def test_objectives_are_compared_seed_by_seed(folder):
 
 def test_what_cannot_be_compared_is_told_in_one_line(runs, folder):
     config = read_config(folder)
-    for key, value in (("environment", {}), ("seeds", [{}]), ("results", {"top1": 1.0}), ("seeds", None)):
+    for key, value in (
+        ("environment", {}),
+        ("fingerprints", {}),
+        ("seeds", [{}]),
+        ("results", {"top1": 1.0}),
+        ("seeds", None),
+    ):
         changed = config | {"tcl_zoo": config["tcl_zoo"] | {key: value}}
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises(WeightsError, match="lacks what seeds are compared by"):
