@@ -16,11 +16,12 @@ def rate_interval(percent: float, n: int) -> tuple[float, float]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and half width of its interval by Student's t, two-sided; None for a single value."""
-    from scipy.stats import t
-
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
+
+    from scipy.stats import t
+
     return mean, float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
