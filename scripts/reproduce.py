@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tcl_zoo.cli import FAILED, OK, STOPPED, Parser, guarded, seconds
+from tcl_zoo.cli import FAILED, OK, STOPPED, Parser, count, count_or_zero, guarded, seconds
 from tcl_zoo.memory import keep_freed
 from tcl_zoo.recipes import DATA, ENCODERS
 from tcl_zoo.reproduce.grids import GRIDS
@@ -44,12 +44,16 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--encoder", choices=ENCODERS, default="", help="instead of the thesis's")
     parser.add_argument("--dataset", choices=tuple(DATA), default="", help="instead of CIFAR-100 (ci, fig-5.5 to 5.8)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each cell, seeds 0 to N-1 (default: 1, ci 30)")
+    parser.add_argument(
+        "--seeds", type=count, metavar="N", help="runs of each cell, seeds 0 to N-1 (default: 1, ci 30)"
+    )
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="only every n-th run, from the i-th")
     parser.add_argument("--time-limit", type=seconds, metavar="T", help="stop cleanly after 90s, 9m, 1h: exit code 3")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--protocol", default="cached", choices=("cached", "thesis"), help="of the linear probe")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="DataLoader workers of a streamed folder")
+    parser.add_argument(
+        "--workers", type=count_or_zero, default=2, metavar="N", help="DataLoader workers of a streamed folder"
+    )
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     return parser
 
@@ -58,8 +62,6 @@ def main() -> int:
     """The command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args()
-    if args.seeds is not None and args.seeds < 1:
-        parser.error(f"--seeds takes a number from 1, got {args.seeds}")
     if args.list and args.render:
         parser.error("--list shows and --render draws; give one of them")
 
@@ -67,7 +69,7 @@ def main() -> int:
     from tcl_zoo.reproduce.runner import Store, checked_shard, run_all, shard
     from tcl_zoo.reproduce.scale import Scale
 
-    index, count = checked_shard(args.shard)
+    index, shards = checked_shard(args.shard)
     store, results = Store(Path(args.runs_dir), Path(args.cards_dir)), Path(args.results_dir)
     scale = Scale(args.scale, args.encoder, args.dataset)
     names = GRIDS if "all" in args.names else [name for name in args.names if name != "report"]
@@ -75,7 +77,7 @@ def main() -> int:
         plans = [Plan.found(GRIDS[name], scale, store) for name in names]
     else:
         plans = [Plan.of(GRIDS[name], scale, args.seeds) for name in names]
-    jobs = shard((job for plan in plans for job in plan.jobs()), index, count)
+    jobs = shard((job for plan in plans for job in plan.jobs()), index, shards)
     if args.list:
         for plan in plans:
             print(plan.listing(store, jobs))
@@ -90,7 +92,9 @@ def main() -> int:
 
     from accelerate import PartialState
 
-    if PartialState(cpu=args.cpu).is_main_process:
+    main_process = PartialState(cpu=args.cpu).is_main_process
+    PartialState().destroy_process_group()  # what follows is the main process's alone
+    if main_process:
         from tcl_zoo.reproduce.results import render
 
         for plan in plans:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 from tcl_zoo import recipe
 from tcl_zoo.cli import OK, STOPPED, Parser, count, count_or_zero, guarded, seconds
@@ -59,12 +58,13 @@ def main() -> int:
     from tcl_zoo.train import train
 
     result = train(
-        chosen, args.data_dir, args.run_dir or Path("runs") / args.name, precision=args.precision,
+        chosen, args.data_dir, args.run_dir, precision=args.precision,
         time_limit=args.time_limit, download=args.download, workers=args.workers,
         gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=args.log_with, cpu=args.cpu,
         compile=args.compile, log_gradients=args.log_gradients, hold_out=args.hold_out,
     )  # fmt: skip
     main_process = PartialState().is_main_process
+    PartialState().destroy_process_group()  # what follows is the main process's alone
     if not result.finished:
         if main_process:
             print(f"{result.epoch} of {chosen.epochs} epochs done; the same command goes on from {result.run_dir}")

@@ -123,7 +123,10 @@ class GradientLog:
     def __init__(self, file: Path, network: nn.Module, every: int, writes: bool = True) -> None:
         losses = [module for module in network.modules() if isinstance(module, TCLLoss)]
         if len(losses) != 1:
-            raise TrainingError("gradients are logged for tcl and supcon recipes only; leave out --log-gradients")
+            raise TrainingError(
+                "gradients are logged for the loss of tcl and supcon only (of tcl_ssl and simclr, too); "
+                "leave out --log-gradients"
+            )
         if every < 1:
             raise TrainingError(f"--log-gradients takes steps between two lines, at least 1, got {every}")
         self.file, self._every, self._writes = file, every, writes

@@ -15,7 +15,7 @@ from torch import Tensor
 from .augment import MultiCrop, view_groups
 from .augment.ops import sent
 from .datasets import DATASETS, FolderSplit, Split, loader
-from .errors import RecipeError
+from .errors import RecipeError, TrainingError
 
 Views = Tensor | list[Tensor]
 
@@ -70,7 +70,8 @@ class Batches:
         chunk_steps: steps whose views are made together, where the images sit in memory.
 
     Raises:
-        ValueError: fewer images than a batch, or a batch that does not divide by the processes.
+        TrainingError: fewer images than a batch, or a batch that does not divide by the processes.
+        RecipeError: small crops that are not smaller than the images.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class Batches:
         normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len(split) < batch_images:
-            raise ValueError(f"{len(split)} images do not fill one batch of {batch_images}")
+            raise TrainingError(f"{len(split)} images do not fill one batch of {batch_images}")
         if batch_images % world:
-            raise ValueError(f"a batch of {batch_images} images does not divide over {world} processes")
+            raise TrainingError(f"a batch of {batch_images} images does not divide over {world} processes")
         self.split, self.views, self.batch_images, self.seed = split, views, batch_images, seed
         self.device, self.workers = torch.device(device), workers
         self.steps = len(split) // batch_images

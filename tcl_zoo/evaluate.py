@@ -71,7 +71,7 @@ def evaluate_run(
         save_module(folder / "classifier.safetensors", result.classifier)
         top1, n, how = result.top1, result.n, f"linear probe, {protocol}"
     else:
-        hits = predict(model, test, normalise, device).argmax(1) == test.labels.cpu()
+        hits = predict(model, test, normalise, device, workers).argmax(1) == test.labels.cpu()
         top1, n, how = 100 * float(hits.double().mean()), len(hits), "trained classifier"
     how += ", held-out images" if held_out else ""
     knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, extracted=extracted)}

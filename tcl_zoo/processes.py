@@ -6,11 +6,12 @@ address at best. The survivors therefore report to the group's store, and whoeve
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -22,37 +23,49 @@ _LOST = "lost"  # what a process reports that only noticed
 # What gloo, NCCL and the store say when the other end is gone.
 _TRANSPORT = ("gloo", "nccl", "connection", "socket", "broken pipe", "recvvalue", "timed out", "timeout")
 _LONGEST = timedelta(days=7)  # that anybody waits for the main process's work
+_numbers = itertools.count()  # of the pieces of work: every process comes by all of them, in the same order
+
+T = TypeVar("T")
 
 
-def on_main(work: Callable[[], object], name: str) -> None:
-    """Does what one process is to do while the others wait, however long it takes.
+def on_main(work: Callable[[], T]) -> T | None:
+    """Does what one process is to do while the others wait, however long it takes; they get None.
 
     They wait at the group's store: a collective would give up after its limit, which is 10 minutes on GPUs.
 
     Args:
         work: done by the main process.
-        name: of this piece of work, not used before.
 
     Raises:
         TrainingError: in the others, where the work failed; in the main process whatever ``work`` raised.
     """
     rank, world = ranks()
     if world == 1:
-        work()
-        return
-    store, key = _store(), f"tcl_zoo/done/{name}"
+        return work()
+    store, key = _store(), f"tcl_zoo/done/{next(_numbers)}"
     if rank != 0:
         store.wait([key], _LONGEST)
         failed = store.get(key).decode()
         if failed:
             raise TrainingError(failed)
-        return
+        return None
     try:
-        work()
+        result = work()
     except Exception as error:
         store.set(key, one_line(error))
         raise
     store.set(key, "")
+    return result
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """What ``work`` returns to each process; the main process is the first: it fetches and unpacks what they share.
+
+    Raises:
+        TrainingError: in the others, where it failed in the main process; whatever ``work`` raises.
+    """
+    result = on_main(work)
+    return work() if ranks()[0] else cast(T, result)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import importlib.metadata
 import math
 import os
 import platform
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from . import __version__
+from .batches import Batches, Views
 from .errors import TrainingError
 from .runs import Run, writing
-from .stopping import agreed
+from .stopping import Stop, agreed
 
 LOOK_EVERY = 20  # steps between two looks at the losses: a look waits for the device
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -32,14 +35,20 @@ class Session(ABC):
     """Where a training stands: ``epoch`` and ``step_done``, the training time, the losses of the epoch under way.
 
     Attributes:
+        batches: of every epoch.
         losses: [steps of an epoch] of this process, on the device until somebody looks.
     """
 
     accelerator: Accelerator
+    batches: Batches
     epoch: int = 0
     step_done: int = 0
     seconds: float = 0.0
     losses: Tensor
+
+    @abstractmethod
+    def step(self, views: Views, labels: Tensor) -> Tensor:
+        """Forward, backward, update; returns the detached loss."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -77,11 +86,16 @@ class Session(ABC):
 
 
 def create_accelerator(
-    precision: str, cpu: bool, log_with: str | None, run_dir: Path, partial: bool = False
+    precision: str, cpu: bool, log_with: str | None = None, run_dir: Path | None = None, partial: bool = False
 ) -> Accelerator:
     """The accelerator of one training; ``auto`` is bf16 on a GPU that has it, else fp32.
 
-    ``partial``: parts of the network may be without gradients at times.
+    Args:
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
+        cpu: stay on the CPU.
+        log_with: a tracker of accelerate's.
+        run_dir: where it writes, if it writes files.
+        partial: parts of the network may be without gradients at times.
 
     Raises:
         TrainingError: unknown precision or tracker, or accelerate refuses.
@@ -99,7 +113,7 @@ def create_accelerator(
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else []
     try:
         return Accelerator(
-            mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=str(run_dir),
+            mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=log_with, project_dir=run_dir,
             kwargs_handlers=handlers,
         )  # fmt: skip
     except (ValueError, ImportError) as error:
@@ -153,6 +167,40 @@ def resume(trainer: Session, run: Run) -> None:
             run.set_aside(folder)
         run.rewind_metrics(trainer.epoch)
     accelerator.wait_for_everyone()
+
+
+def run_epoch(session: Session, stop: Stop, bar: tqdm[Any], note: Callable[[float, float], str]) -> bool:
+    """Runs the rest of an epoch; False where it was stopped.
+
+    Args:
+        session: what trains.
+        stop: asked after every step; with several processes every ``LOOK_EVERY`` steps.
+        bar: of steps.
+        note: of the mean loss of the epoch so far and the steps a second, what stands behind the bar.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite. A single process on a CPU looks at every step.
+    """
+    accelerator, start, steps = session.accelerator, session.step_done, session.batches.steps
+    every_step = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    first = clock = time.monotonic()
+    for views, labels in session.batches.epoch(session.epoch, start):
+        session.losses[session.step_done] = session.step(views, labels)
+        session.step_done += 1
+        now = time.monotonic()
+        session.seconds, clock = session.seconds + now - clock, now
+        bar.update()
+        if every_step and not session.losses[session.step_done - 1].isfinite():
+            session.check(session.step_done)
+        look, last = session.step_done % LOOK_EVERY == 0, session.step_done == steps
+        if look or last:
+            rate = (session.step_done - start) / (now - first)
+            bar.set_postfix_str(note(session.check(session.step_done), rate), False)
+        if not last and agreed(accelerator, stop(), look):
+            session.check(session.step_done)
+            return False
+    session.seconds += time.monotonic() - clock  # the last look waited for the device
+    return True
 
 
 def checkpoint(trainer: Session, run: Run) -> None:

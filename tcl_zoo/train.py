@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from .analysis import GradientLog
 from .datasets import FolderSplit, Split, holdout, load
 from .errors import TrainingError
-from .processes import naming_the_lost
+from .processes import main_first, naming_the_lost
 from .progress import progress
 from .recipes import Recipe, flat
 from .runs import Run, save_module, write_json
-from .sessions import LOOK_EVERY, checkpoint, create_accelerator, environment, resume, within_memory
+from .sessions import checkpoint, create_accelerator, environment, resume, run_epoch, within_memory
 from .stopping import Stop, agreed
 from .trainer import Trainer
 
@@ -102,10 +100,11 @@ def train(
             f"{gradient_accumulation_steps} accumulation steps do not divide {recipe.batch_images} images"
         )
     run_dir = Path(run_dir or Path("runs") / recipe.name)
-    split = split or load(recipe.dataset, data_dir, "train", download=download)
+    accelerator = create_accelerator(precision, cpu, log_with, run_dir)
+    with naming_the_lost():
+        split = split or main_first(lambda: load(recipe.dataset, data_dir, "train", download=download))
     if hold_out:
         split, _ = holdout(split, hold_out)
-    accelerator = create_accelerator(precision, cpu, log_with, run_dir)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
     trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
     if log_gradients:
@@ -131,7 +130,8 @@ def train(
                 finished = _epochs(trainer, run, stop)
             if finished and accelerator.is_main_process:
                 _save_weights(trainer, run)
-            accelerator.end_training()
+            for tracker in accelerator.trackers:  # no more of accelerate's end: another training may follow
+                tracker.finish()
         finally:
             run.release()
     lines = run.metrics()
@@ -157,7 +157,12 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             for group in trainer.optimizer.param_groups:
                 if group.get("scheduled", True):
                     group["lr"] = lr
-            if not _epoch(trainer, stop, bar, lr):
+
+            def note(loss: float, rate: float, lr: float = lr) -> str:
+                views = rate * recipe.batch_views
+                return f"epoch {trainer.epoch + 1} loss {loss:.3f} lr {lr:.3g} {views:,.0f} views/s"
+
+            if not run_epoch(trainer, stop, bar, note):
                 checkpoint(trainer, run)
                 accelerator.print(f"stopped ({stop.reason}) in epoch {trainer.epoch + 1} of {recipe.epochs}")
                 return False
@@ -181,32 +186,6 @@ def _epochs(trainer: Trainer, run: Run, stop: Stop) -> bool:
             if not last and agreed(accelerator, stop(), True):
                 accelerator.print(f"stopped ({stop.reason}) after epoch {trainer.epoch} of {recipe.epochs}")
                 return False
-    return True
-
-
-def _epoch(trainer: Trainer, stop: Stop, bar: tqdm[Any], lr: float) -> bool:
-    """Runs the rest of one epoch; False where it was stopped."""
-    steps, start = trainer.batches.steps, trainer.step_done
-    every_step = trainer.accelerator.device.type == "cpu" and trainer.accelerator.num_processes == 1
-    clock = time.monotonic()
-    first = clock
-    for views, labels in trainer.batches.epoch(trainer.epoch, start):
-        trainer.losses[trainer.step_done] = trainer.step(views, labels)
-        trainer.step_done += 1
-        now = time.monotonic()
-        trainer.seconds, clock = trainer.seconds + now - clock, now
-        bar.update()
-        if every_step and not trainer.losses[trainer.step_done - 1].isfinite():
-            trainer.check(trainer.step_done)
-        if trainer.step_done % LOOK_EVERY == 0 or trainer.step_done == steps:
-            rate = (trainer.step_done - start) * trainer.recipe.batch_views / (now - first)
-            loss = trainer.check(trainer.step_done)
-            bar.set_postfix_str(f"epoch {trainer.epoch + 1} loss {loss:.3f} lr {lr:.3g} {rate:,.0f} views/s", False)
-        look = trainer.step_done % LOOK_EVERY == 0
-        if trainer.step_done < steps and agreed(trainer.accelerator, stop(), look):
-            trainer.check(trainer.step_done)
-            return False
-    trainer.seconds += time.monotonic() - clock  # the last look waited for the device
     return True
 
 

@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 class Trainer(Session):
-    """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step``).
+    """The state of a training: networks, optimiser, and where it stands (``epoch``, ``step_done``).
 
     Args:
         recipe: what to train.
@@ -86,7 +86,7 @@ class Trainer(Session):
                 recipe.seed, accelerator.device, accelerator.process_index, accelerator.num_processes, workers,
                 MultiCrop.of(recipe.options),
             )  # fmt: skip
-        except ValueError as error:
+        except TrainingError as error:
             raise TrainingError(f"{error}; choose another batch with --set batch_views=N") from None
         share = recipe.batch_images // accelerator.num_processes
         if share % accumulation:

@@ -25,7 +25,7 @@ from tcl_zoo.errors import TrainingError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import features
 from tcl_zoo.objectives import Objective, create_objective
-from tcl_zoo.processes import on_main
+from tcl_zoo.processes import main_first, on_main
 from tcl_zoo.recipes import SELF_SUPERVISED, recipe
 from tcl_zoo.splits import FolderSplit
 from tcl_zoo.train import train
@@ -128,10 +128,23 @@ def _waits(rank: int, world: int, folder: str) -> None:
     def fails() -> None:
         raise ValueError("no such\nfolder")
 
-    on_main(lambda: (time.sleep(0.5), done.touch()), "a")
+    def fetch() -> bool:
+        """Whether it was there; slow enough to be seen half done."""
+        there = done.exists()
+        if not there:
+            time.sleep(0.5)
+            done.touch()
+        return there
+
+    assert main_first(fetch) == (rank != 0), "the others come when it is there"
+    dist.barrier()
+    done.unlink(missing_ok=True)
+    dist.barrier()
+    assert on_main(fetch) is (False if rank == 0 else None)
     assert done.exists(), "nobody goes on before the main process is done"
-    with pytest.raises(ValueError if rank == 0 else TrainingError, match="no such"):
-        on_main(fails, "b")
+    for either in (on_main, main_first):
+        with pytest.raises(ValueError if rank == 0 else TrainingError, match="no such"):
+            either(fails)
     dist.barrier()  # all are where they were
     dist.destroy_process_group()
 
@@ -156,6 +169,20 @@ def launch(ranks: int, run_dir: Path, *extra: str, name: str = "tcl_resnet20_dig
 def run(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout)
+
+
+def test_reproduce_on_two_processes(tmp_path):
+    """One job after the other: the processes stay together between them, and one alone measures."""
+    command = launch(2, tmp_path)
+    command = [*command[: command.index("scripts/train.py")], "scripts/reproduce.py", "fig-5.5", "--cpu"]
+    command += ["--dataset", "digits", "--encoder", "resnet20", "--scale", "0.005"]
+    command += ["--runs-dir", str(tmp_path / "runs"), "--results-dir", str(tmp_path / "results")]
+    done = run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = sorted(path.parent for path in (tmp_path / "runs").glob("*/results.json"))
+    assert len(runs) == 2 and not list((tmp_path / "runs").glob("*.failed")), done.stdout
+    assert all(json.loads((path / "environment.json").read_text())["processes"] == 2 for path in runs)
+    assert (tmp_path / "results" / "fig-5.5_digits-resnet20-x0.005.png").is_file()
 
 
 def lines(run_dir: Path) -> list[dict]:

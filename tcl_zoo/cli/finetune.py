@@ -82,6 +82,7 @@ def _run(args: argparse.Namespace) -> int:
         dataset=args.dataset or "", pretrained=not args.scratch, **values,
     )  # fmt: skip
     main_process = PartialState().is_main_process
+    PartialState().destroy_process_group()
     if not result.finished:
         if main_process:
             print(f"{result.epoch} epochs done; the same command goes on from {result.run_dir}")

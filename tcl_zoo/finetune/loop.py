@@ -14,17 +14,16 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
 from ..downstream import Data, open_data
 from ..downstream_models import open_model, resized
 from ..errors import DataError, TrainingError
-from ..processes import naming_the_lost
+from ..processes import main_first, naming_the_lost
 from ..progress import progress
 from ..ranks import ranks
 from ..runs import Run, save_module
-from ..sessions import LOOK_EVERY, checkpoint, create_accelerator, environment, resume, within_memory
+from ..sessions import checkpoint, create_accelerator, environment, resume, run_epoch, within_memory
 from ..splits import FolderSplit, Split
 from ..stopping import Stop, agreed
 from .export import export, no_release, parent_facts
@@ -96,11 +95,14 @@ def finetune(
         plan = dataclasses.replace(plan or Plan(model), model=model, **values)
     except TypeError as error:
         raise TrainingError(f"a fine-tuning has no such value: {error}") from None
-    data = open_data(
-        data_dir, plan.dataset or None, val=plan.val, per_class=plan.per_class, seed=plan.seed, download=download
-    )
+    accelerator = create_accelerator(precision, cpu, partial=plan.freeze != 0)
+    asked = plan
+    with naming_the_lost():
+        data = main_first(lambda: open_data(
+            data_dir, asked.dataset or None, val=asked.val, per_class=asked.per_class, seed=asked.seed,
+            download=download,
+        ))  # fmt: skip
     out = Path(out or Path("runs") / f"{Path(model).name}-{data.name}".replace(":", "-"))
-    accelerator = create_accelerator(precision, cpu, None, out, partial=plan.freeze != 0)
     set_seed(plan.seed)
     net, size = _model(plan, data, weights_dir)
     if why := no_release(net, data.train.classes, out.resolve().name):
@@ -136,7 +138,6 @@ def finetune(
                 net = accelerator.unwrap_model(tuner.network, keep_fp32_wrapper=False)
                 net.load_state_dict(load_file(out / BEST_FILE))
                 results = export(folder, net, data, plan, parent, facts, run.metrics(), workers)
-            accelerator.end_training()
         finally:
             run.release()
     return FinetuneResult(finished, tuner.epoch, out, folder, results)
@@ -203,9 +204,16 @@ def _epochs(tuner: Tuner, run: Run, stop: Stop) -> bool:
         plan.epochs * steps, run.folder.name, "step",
         initial=tuner.epoch * steps + tuner.step_done, disable=not acc.is_main_process,
     )  # fmt: skip
+
+    def note(loss: float, rate: float) -> str:
+        best = tuner.best.get("top1")
+        val = f" kept val {best:.2f}" if best is not None else ""
+        return f"epoch {tuner.epoch + 1} loss {loss:.3f}{val} {rate * plan.batch_size:,.0f} images/s"
+
     with bar:
         while tuner.epoch < plan.epochs and not (plan.patience and tuner.measured_since >= plan.patience):
-            if not _epoch(tuner, stop, bar):
+            tuner.begin_epoch()
+            if not run_epoch(tuner, stop, bar, note):
                 checkpoint(tuner, run)
                 acc.print(f"stopped ({stop.reason}) in epoch {tuner.epoch + 1} of {plan.epochs}")
                 return False
@@ -225,26 +233,4 @@ def _epochs(tuner: Tuner, run: Run, stop: Stop) -> bool:
                 if tuner.epoch < plan.epochs and agreed(acc, stop(), True):
                     acc.print(f"stopped ({stop.reason}) after epoch {tuner.epoch} of {plan.epochs}")
                     return False
-    return True
-
-
-def _epoch(tuner: Tuner, stop: Stop, bar: tqdm[Any]) -> bool:
-    """Runs the rest of one epoch; False where it was stopped."""
-    tuner.begin_epoch()
-    steps, clock = tuner.batches.steps, time.monotonic()
-    for images, labels in tuner.batches.epoch(tuner.epoch, tuner.step_done):
-        assert isinstance(images, Tensor)  # one view of one size
-        tuner.losses[tuner.step_done] = tuner.step(images, labels)
-        tuner.step_done += 1
-        now = time.monotonic()
-        tuner.seconds, clock = tuner.seconds + now - clock, now
-        bar.update()
-        look = tuner.step_done % LOOK_EVERY == 0
-        if look or tuner.step_done == steps:
-            loss, best = tuner.check(tuner.step_done), tuner.best.get("top1")
-            val = f" kept val {best:.2f}" if best is not None else ""
-            bar.set_postfix_str(f"epoch {tuner.epoch + 1} loss {loss:.3f}{val}", False)
-        if tuner.step_done < steps and agreed(tuner.accelerator, stop(), look):
-            tuner.check(tuner.step_done)
-            return False
     return True

@@ -19,7 +19,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..batches import Batches
+from ..batches import Batches, Views
 from ..errors import TrainingError
 from ..features import normaliser, predict
 from ..sessions import Session
@@ -103,8 +103,10 @@ class Tuner(Session):
         for head in heads:
             head.train().requires_grad_(True)
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def step(self, views: Views, labels: Tensor) -> Tensor:
         """One step: forward, backward, update. Returns the detached loss."""
+        assert isinstance(views, Tensor)  # one view of one size
+        images = views
         done = self.epoch * self.batches.steps + self.step_done
         self.schedule.step_update(done)
         if self.mixup is not None:

@@ -63,7 +63,7 @@ def write_overview(results: Path, cards: Path, path: Path) -> Path:
     }
     configs = {file.parent.name: json.loads(file.read_text("utf-8")) for file in sorted(cards.glob("*/config.json"))}
     released = {name: config for name, config in configs.items() if "tcl_zoo" in config}
-    lines = [_INTRO, "## Released models", "", *_released(released), ""]
+    lines = [_INTRO, "## Released models", "", *_released(released, _beside(cards, path)), ""]
     lines += ["## The thesis at a glance", "", *_glance(tables, results), "", *_orderings(results)]
     for name, grid in GRIDS.items():
         lines += _section(name, grid, tables, results, path)
@@ -168,10 +168,10 @@ def _beside(folder: Path, path: Path) -> str:
     return Path(os.path.relpath(folder.resolve(), path.parent.resolve())).as_posix()
 
 
-def _released(configs: dict[str, dict[str, Any]]) -> list[str]:
+def _released(configs: dict[str, dict[str, Any]], cards: str) -> list[str]:
     head = ["name", "thesis", "ours", "difference", "protocol", "n test images", "seeds", "epochs", "precision"]
     head += ["hardware", "training"]
-    lines = [*side_by_side(configs, "model_cards/"), "", _ONE_SEED, ""]
+    lines = [*side_by_side(configs, f"{cards}/"), "", _ONE_SEED, ""]
     lines += [table_line(head), table_line(["---"] * len(head))]
     for name, config in configs.items():
         card = config["tcl_zoo"]
@@ -179,7 +179,7 @@ def _released(configs: dict[str, dict[str, Any]]) -> list[str]:
         ours, environment = results["top1"], card.get("environment", {})
         lines.append(
             table_line(
-                [f"[{name}](model_cards/{name}/README.md)", number(theirs[0]) if theirs else "-", number(ours, 2),
+                [f"[{name}]({cards}/{name}/README.md)", number(theirs[0]) if theirs else "-", number(ours, 2),
                  number(ours - theirs[0], 2, "+") if theirs else "-", results["protocol"], number(results["n"], 0),
                  seeds_of(card), str(results["epochs"]), environment.get("precision", "-"),
                  environment.get("hardware", "-"), duration(card["seconds"])]

@@ -199,10 +199,10 @@ def run_job(
     """
     from ..datasets import load
     from ..evaluate import evaluate_run
-    from ..processes import on_main
+    from ..processes import main_first, on_main
     from ..train import train
 
-    split = load(job.recipe.dataset, data_dir, "train", download=download)
+    split = main_first(lambda: load(job.recipe.dataset, data_dir, "train", download=download))
     if job.images:
         split = balanced(split, job.images)
     folder = store.folder(job)
@@ -219,10 +219,7 @@ def run_job(
     )
     if result.finished:
         device = "cpu" if cpu else None
-        on_main(
-            lambda: evaluate_run(folder, data_dir, protocol=protocol, device=device, train=split, workers=workers),
-            job.key,
-        )
+        on_main(lambda: evaluate_run(folder, data_dir, protocol=protocol, device=device, train=split, workers=workers))
     return result.finished
 
 
@@ -273,7 +270,7 @@ def run_all(
             reached = False
             continue
         except Exception as error:  # whatever it is, the other jobs are run and this one is reported
-            notes.append(f"{job.key}: {' '.join(str(error).split()) or type(error).__name__}")
+            notes.append(f"{job.key}: {one_line(error)}")
             process.print(f"failed: {notes[-1]}")
             if process.is_main_process:
                 store.failed(job, error)
