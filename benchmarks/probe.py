@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 import tcl_zoo
-from tcl_zoo.batches import Normalise
 from tcl_zoo.datasets import load
 from tcl_zoo.memory import keep_freed
 from tcl_zoo.probe import fit_linear, linear_probe
@@ -33,11 +32,10 @@ def run(quick: bool = False, encoder: str = "", data_dir: str = "data") -> None:
         plan = recipe("tcl_resnet20_digits")
         model = tcl_zoo.create_model(plan.name, pretrained=True, num_classes=0)
     train, test = load(plan.dataset, data_dir, "train"), load(plan.dataset, data_dir, "test")
-    normalise = Normalise(plan.dataset)
     rows: list[dict[str, Any]] = []
     for protocol in ("cached", "thesis"):
         spent = time.process_time()
-        result = linear_probe(model, train, test, protocol=protocol, recipe=plan, normalise=normalise)
+        result = linear_probe(model, train, test, protocol=protocol, recipe=plan)
         spent = time.process_time() - spent
         rows.append({"encoder": plan.name, "images": len(train), "protocol": protocol, "seconds": result.seconds})
         rows[-1] |= {"cpu_seconds": spent, "top1": result.top1}

@@ -19,8 +19,7 @@ import torch
 
 from tcl_zoo._ssl_recipes import SELF_SUPERVISED
 from tcl_zoo.augment.ops import resized_crop
-from tcl_zoo.batches import Normalise
-from tcl_zoo.datasets import Split, load
+from tcl_zoo.datasets import Split, load, pretrained_cfg
 from tcl_zoo.features import features
 from tcl_zoo.probe import fit_linear, knn_probe, linear_probe
 from tcl_zoo.recipes import DATA, Recipe, override, recipe
@@ -154,8 +153,8 @@ def random_encoder(dataset: str, train_split: Split, test: Split) -> dict[str, f
 
 def _probes(model: Any, dataset: str, train_split: Split, test: Split) -> dict[str, float]:
     """Top-1 in percent: linear on all labels and, averaged over draws, on a few of each class; 20-NN."""
-    normalise = Normalise(dataset)
-    rows, queries = features(model, train_split, normalise), features(model, test, normalise)
+    model.pretrained_cfg = pretrained_cfg(dataset)
+    rows, queries = features(model, train_split), features(model, test)
     linear = linear_probe(model, train_split, test, extracted=(rows, queries)).top1
     knn = knn_probe(model, train_split, test, k=20, extracted=(rows, queries))[0].top1
     few = 0.0

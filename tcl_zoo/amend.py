@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .batches import Normalise
 from .datasets import load
 from .errors import DataError, TrainingError, WeightsError
 from .features import default_device, predict
@@ -100,7 +99,7 @@ def add_seeds(
         measured = read_results(run_dir).get("protocol") if model.num_classes == len(test.classes) else None
         if measured != protocol:
             raise TrainingError(f"{run_dir} has no top-1 by {protocol}: run scripts/train.py on it again")
-        predictions = predict(model.to(device), test, Normalise(plan.dataset, device)).argmax(1)
+        predictions = predict(model.to(device), test).argmax(1)
         top1 = 100 * float((predictions == test.labels.cpu()).double().mean())
         digest = hashlib.sha256((run_dir / "encoder.safetensors").read_bytes()).hexdigest()
         seeds[trained.seed] = {"seed": trained.seed, "top1": top1, "sha256": digest}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import TrainingError
 from .losses import TCLLoss, check_arguments
 from .ranks import Shares, ranks
-from .runs import read_jsonl, write_atomically
+from .runs import read_jsonl, write_text
 
 # Entries of a strip of the similarity matrix: some anchors against the whole batch.
 _STRIP = 1 << 20
@@ -159,4 +159,4 @@ class GradientLog:
         """Drops the lines from this step on, which is still to come: they will be written again."""
         if self._writes and self.file.exists():
             kept = "".join(json.dumps(line) + "\n" for line in read_jsonl(self.file) if line["step"] < step)
-            write_atomically(self.file, lambda part: part.write_text(kept, encoding="utf-8"))
+            write_text(self.file, kept)

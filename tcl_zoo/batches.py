@@ -7,15 +7,16 @@ and position. A run that stops and goes on, or that is spread over more processe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from .augment import MultiCrop, view_groups
 from .augment.ops import sent
-from .datasets import DATASETS, FolderSplit, Split, loader
 from .errors import RecipeError, TrainingError
+from .features import Normaliser
+from .splits import FolderSplit, Split, loader
 
 Views = Tensor | list[Tensor]
 
@@ -30,30 +31,12 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-class Normalise:
-    """uint8 [N, C, H, W] to normalised float32 in channels_last (SPEC section 4).
-
-    Args:
-        dataset: name of a known data set.
-        device: where the images are.
-    """
-
-    def __init__(self, dataset: str, device: torch.device | str = "cpu") -> None:
-        info = DATASETS[dataset]
-        mean, std = (torch.tensor(v, device=device)[None, :, None, None] for v in (info.mean, info.std))
-        self.scale, self.offset = 1 / (255 * std), -mean / std
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The normalised images."""
-        return torch.addcmul(self.offset, images.to(memory_format=torch.channels_last).float(), self.scale)
-
-
 class Batches:
     """Shuffled batches of V views for training; the last partial batch of an epoch is dropped.
 
     Args:
         split: images in memory (moved to ``device`` once) or a folder that is streamed.
-        dataset: name of the data set, for the normalisation.
+        normalise: uint8 views to what the encoder sees; see :func:`tcl_zoo.features.normaliser`.
         augmentation: a policy of :class:`Augment`.
         crop_padding: zero padding of the random crop in pixels.
         views: views per image.
@@ -63,7 +46,6 @@ class Batches:
         rank, world: this process and the number of processes; each gets its slice of every batch.
         workers: DataLoader workers of a streamed folder.
         multi: small crops beside the views.
-        normalise: how to prepare the views, instead of by the data set's mean and deviation.
 
     Attributes:
         steps: of an epoch.
@@ -77,7 +59,7 @@ class Batches:
     def __init__(
         self,
         split: Split | FolderSplit,
-        dataset: str,
+        normalise: Normaliser,
         augmentation: str,
         crop_padding: int,
         views: int,
@@ -88,7 +70,6 @@ class Batches:
         world: int = 1,
         workers: int = 0,
         multi: MultiCrop | None = None,
-        normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len(split) < batch_images:
             raise TrainingError(f"{len(split)} images do not fill one batch of {batch_images}")
@@ -109,7 +90,7 @@ class Batches:
         self._resized = augmentation not in ("none", "crop")
         cropped = streamed and self._resized
         self.groups = view_groups(augmentation, size, views, multi, padding=crop_padding, cropped=cropped)
-        self.normalise = normalise or Normalise(dataset, self.device)
+        self.normalise = normalise
         if isinstance(split, Split):
             self._images = split.images.to(self.device)
             self._labels = split.labels.to(self.device)

@@ -22,7 +22,17 @@ from .errors import DataError, one_line
 from .outside import bounded, expanded
 from .splits import FolderSplit, Split, holdout, loader, subfolders
 
-__all__ = ["DATASETS", "DatasetInfo", "FolderSplit", "Split", "class_names", "holdout", "load", "loader"]
+__all__ = [
+    "DATASETS",
+    "DatasetInfo",
+    "FolderSplit",
+    "Split",
+    "class_names",
+    "holdout",
+    "load",
+    "loader",
+    "pretrained_cfg",
+]
 
 _MAX_IMAGES = 250_000  # of an archive that is read into memory
 _TORCHVISION = {  # torchvision's class, and its folder below the root
@@ -72,6 +82,23 @@ def class_names(name: str) -> tuple[str, ...]:
     if name == "imagenet100":
         return tuple((here / "imagenet100_classes.txt").read_text("utf-8").split())
     return tuple(json.loads((here / "classes.json").read_text("utf-8"))[name])
+
+
+def pretrained_cfg(dataset: str) -> dict[str, Any]:
+    """timm's pretrained_cfg of a data set's models: input, normalisation and head (SPEC section 4)."""
+    info = DATASETS[dataset]
+    return {
+        "num_classes": info.num_classes,
+        "input_size": [info.channels, info.size, info.size],
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "interpolation": "bilinear",
+        "crop_pct": 0.875 if info.size >= 64 else 1.0,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "label_names": list(class_names(dataset)),
+        "license": "apache-2.0",
+    }
 
 
 def load(

@@ -59,8 +59,13 @@ def own_name(name: str) -> str:
     return place.run.resolve().name if place.run else place.name
 
 
-def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
-    """:func:`input_cfg`; a model with position embeddings is fitted to the size.
+def fitted_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
+    """The model's ``pretrained_cfg`` with other channels and another size; 0 is its own.
+
+    Its own size is the default for smaller images, too: filters expect the scale they were trained at, though a CIFAR
+    stem takes any. A model with position embeddings is fitted to the size.
+
+    Gray from colour: the mean of the three means; colour from gray: the one, three times.
 
     Raises:
         WeightsError: a model that takes its own size only.
@@ -75,18 +80,7 @@ def resized(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any
         except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             problem = f"the model takes images of {own['input_size'][-1]} pixels, not of {size}"
             raise WeightsError(f"{problem} ({str(error).splitlines()[0]}); leave the size out") from None
-    return input_cfg(model, channels, size)
-
-
-def input_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, Any]:
-    """The model's ``pretrained_cfg`` with other channels and another size; 0 is its own.
-
-    Its own size is the default for smaller images, too: filters expect the scale they were trained at, though a CIFAR
-    stem takes any.
-
-    Gray from colour: the mean of the three means; colour from gray: the one, three times.
-    """
-    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    cfg: dict[str, Any] = dict(own)
     channels, size = channels or cfg["input_size"][0], size or cfg["input_size"][-1]
     for key in ("mean", "std"):
         values = [float(value) for value in cfg[key]]

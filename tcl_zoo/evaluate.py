@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from .batches import Normalise
 from .datasets import FolderSplit, Split, holdout, load
 from .features import default_device, features, predict
 from .probe import ProbeResult, knn_probe, linear_probe
@@ -50,10 +49,9 @@ def evaluate_run(
     train = train or load(recipe.dataset, data_dir, "train")
     held_out = read_recipe_file(folder / "recipe.json")["settings"].get("hold_out", 0)
     train, test = holdout(train, held_out) if held_out else (train, load(recipe.dataset, data_dir, "test"))
-    normalise = Normalise(recipe.dataset, device)
     extracted = (
-        features(model, train, normalise, device, "train features", workers),
-        features(model, test, normalise, device, "test features", workers),
+        features(model, train, device, "train features", workers),
+        features(model, test, device, "test features", workers),
     )
     if recipe.needs_probe:
         result: ProbeResult = linear_probe(
@@ -61,7 +59,6 @@ def evaluate_run(
             train,
             test,
             protocol=protocol,
-            normalise=normalise,
             recipe=recipe,
             device=device,
             extracted=extracted,
@@ -71,7 +68,7 @@ def evaluate_run(
         save_module(folder / "classifier.safetensors", result.classifier)
         top1, n, how = result.top1, result.n, f"linear probe, {protocol}"
     else:
-        hits = predict(model, test, normalise, device, workers).argmax(1) == test.labels.cpu()
+        hits = predict(model, test, device, workers).argmax(1) == test.labels.cpu()
         top1, n, how = 100 * float(hits.double().mean()), len(hits), "trained classifier"
     how += ", held-out images" if held_out else ""
     knn = {r.protocol: r.top1 for r in knn_probe(model, train, test, extracted=extracted)}

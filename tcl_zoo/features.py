@@ -6,7 +6,7 @@ figure would no longer be that of the weights on disk (SPEC section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,25 +20,26 @@ from .splits import FolderSplit, Split, loader
 Normaliser = Callable[[Tensor], Tensor]
 
 
-def normaliser(model: nn.Module, device: torch.device | str = "cpu") -> Normaliser:
-    """uint8 [N, C, H, W] to what the model expects by its ``pretrained_cfg``: mean, std, channels and size.
+def normaliser(cfg: Mapping[str, Any], device: torch.device | str = "cpu", resize: bool = True) -> Normaliser:
+    """uint8 [N, C, H, W] to float32 in channels_last as a ``pretrained_cfg`` says: mean, std, channels and size.
 
     Gray images are repeated for a colour model, colour ones turned to luma for a gray one; other sizes are resized
-    (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on.
+    (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on, and never without
+    ``resize``: views in training have sizes of their own.
     """
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     channels, side = cfg["input_size"][0], cfg["input_size"][-1]
     mean, std = (torch.tensor(cfg[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std"))
+    scale, offset = 1 / (255 * std), -mean / std
 
     def normalise(images: Tensor) -> Tensor:
-        images = images.float() / 255
+        images = images.to(memory_format=torch.channels_last).float()
         if channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         elif channels == 1 and images.shape[1] == 3:
             images = (images * torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]).sum(1, True)
-        if side >= 64 and images.shape[-1] != side:
+        if resize and side >= 64 and images.shape[-1] != side:
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(offset, images, scale).contiguous(memory_format=torch.channels_last)
 
     return normalise
 
@@ -102,7 +103,6 @@ def pooled(model: Any) -> Callable[[Tensor], Tensor]:
 def features(
     model: nn.Module,
     split: Split | FolderSplit,
-    normalise: Normaliser | None = None,
     device: torch.device | str | None = None,
     desc: str = "features",
     workers: int = 2,
@@ -112,26 +112,24 @@ def features(
     Args:
         model: any timm model, with or without a classifier.
         split: the images.
-        normalise: how to prepare them; by the model's ``pretrained_cfg`` where not given.
         device: where to compute; the model's own where not given.
         desc: what the progress bar says.
         workers: DataLoader workers of a streamed folder.
     """
     device = device or next(model.parameters()).device
     with frozen(model):
-        prepare = normalise or normaliser(model, device)
+        prepare = normaliser(model.pretrained_cfg, device)  # type: ignore[arg-type]
         return extract(pooled(model), split, prepare, device, workers=workers, desc=desc)
 
 
 def predict(
     model: nn.Module,
     split: Split | FolderSplit,
-    normalise: Normaliser | None = None,
     device: torch.device | str | None = None,
     workers: int = 2,
 ) -> Tensor:
     """Logits [N, classes] of the model's own classifier, on the CPU; arguments as of :func:`features`."""
     device = device or next(model.parameters()).device
     with frozen(model):
-        prepare = normalise or normaliser(model, device)
+        prepare = normaliser(model.pretrained_cfg, device)  # type: ignore[arg-type]
         return extract(model, split, prepare, device, workers=workers, desc="test images").cpu()

@@ -32,16 +32,14 @@ def list_models(
         pretrained: only those with released weights.
         exclude_filters: patterns of names to leave out.
     """
-    unwanted = [exclude_filters] if isinstance(exclude_filters, str) else list(exclude_filters)
-    if unwanted:
-        left = list_models(pattern, pretrained)
-        return [name for name in left if not any(fnmatch.fnmatchcase(name, p) for p in unwanted)]
-    patterns = [pattern or "*"] if isinstance(pattern, str) else list(pattern)
-    released = index.entries()
-    if pretrained:
-        return [name for name in released if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-    known = names(patterns)
-    return known + [n for n in released if n not in known and any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+    def matches(name: str, patterns: str | Iterable[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
+
+    wanted, unwanted = (p if isinstance(p, str) else list(p) for p in (pattern, exclude_filters))
+    wanted = "*" if wanted == "" else wanted
+    known = index.entries() if pretrained else dict.fromkeys([*names(), *index.entries()])
+    return [name for name in known if matches(name, wanted) and not matches(name, unwanted)]
 
 
 def model_info(name: str, weights_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -125,8 +123,10 @@ def create_model(
 
     Raises:
         RecipeError: unknown name.
-        WeightsError: no weights, or not those that were released.
+        WeightsError: no weights, not those that were released, or timm cannot build this with them.
     """
+    if "pretrained_cfg" in timm_kwargs:
+        raise RecipeError("the name decides the pretrained_cfg; pretrained_cfg_overlay={...} changes some of its keys")
     name, weights_dir, run = _found(name, weights_dir)
     if run is not None:
         from .runs import load_run
@@ -135,16 +135,19 @@ def create_model(
             raise WeightsError(f"{run} is a run folder, which has no revisions and no sha256: leave them out")
         trained, finished = load_run(run)
         config: dict[str, Any] = {"architecture": trained.architecture, "num_classes": finished.num_classes}
-        config["pretrained_cfg"] = pretrained_cfg(trained.dataset)
+        config["pretrained_cfg"] = finished.pretrained_cfg
         return _built(config, finished.state_dict() if pretrained else None, run, num_classes, timm_kwargs)
     if not pretrained and not name.startswith(SOURCES) and release_folder(name, weights_dir) is None:
         import timm
 
+        from .datasets import pretrained_cfg
+
         plan = recipe(name)
         data = DATA[plan.dataset]
-        timm_kwargs = {"in_chans": data.in_chans, "pretrained_cfg": pretrained_cfg(plan.dataset)} | timm_kwargs
+        timm_kwargs = {"in_chans": data.in_chans} | timm_kwargs
         classes = data.num_classes if num_classes is None else num_classes
-        return timm.create_model(plan.architecture, num_classes=classes, **timm_kwargs)
+        cfg = _complete(plan.architecture, pretrained_cfg(plan.dataset))
+        return timm.create_model(plan.architecture, pretrained_cfg=cfg, num_classes=classes, **timm_kwargs)
     release = locate(name, weights_dir, revision, cache_dir, sha256, weights=pretrained)
     state = read_weights(release) if pretrained else None
     return _built(release.config, state, release.folder, num_classes, timm_kwargs)
@@ -161,8 +164,8 @@ def _built(
     import timm
     from timm.models import load_pretrained
 
-    cfg = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
-    asked = dict(timm_kwargs)
+    cfg = _complete(config["architecture"], {**config["pretrained_cfg"], "num_classes": config["num_classes"]})
+    asked = [*timm_kwargs, *(["num_classes"] if num_classes is not None else [])]
     own_size = config.get("model_args", {}).get("img_size")  # of a fine-tuned model with position embeddings
     with_weights = {**cfg, "state_dict": state}
     stem = f"{cfg.get('first_conv')}.weight"
@@ -189,11 +192,20 @@ def _built(
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         if asked and isinstance(error, TypeError):
             raise  # an argument that the model does not take
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"the weights in {folder} do not fit {config['architecture']}: {reason}") from error
+        # torch's second line names the first tensor that does not fit.
+        reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+        what = f"{config['architecture']} with {', '.join(asked)}" if asked else config["architecture"]
+        raise WeightsError(f"the weights in {folder} do not fit {what}: {reason}") from error
     if getattr(model, "pretrained_cfg", None):
         model.pretrained_cfg.pop("state_dict", None)  # the loaded tensors have no business in the model's facts
     return model
+
+
+def _complete(architecture: str, cfg: dict[str, Any]) -> dict[str, Any]:
+    """With what timm's own configurations say beyond ``config.json``: ``pool_size`` and ``min_input_size``."""
+    from .encoders import ARCHITECTURES, default_cfg
+
+    return default_cfg(architecture, **cfg) if architecture in ARCHITECTURES else cfg
 
 
 def _found(name: Any, weights_dir: str | os.PathLike[str] | None) -> Place:
@@ -225,6 +237,8 @@ def create_transform(
     from timm.data import create_transform as timm_transform
     from torchvision.transforms import v2
 
+    from .datasets import pretrained_cfg
+
     name, weights_dir, run = _found(name, weights_dir)
     if run is not None:
         cfg = pretrained_cfg(run_recipe(run).dataset)
@@ -239,22 +253,3 @@ def create_transform(
         crop_pct=cfg.get("crop_pct", 1.0),
     )  # fmt: skip
     return v2.Compose([v2.Lambda(functools.partial(convert, mode="L" if size[0] == 1 else "RGB")), transform])
-
-
-def pretrained_cfg(dataset: str) -> dict[str, Any]:
-    """timm's pretrained_cfg of a data set's models: input, normalisation and head (SPEC section 4)."""
-    from .datasets import DATASETS, class_names
-
-    info = DATASETS[dataset]
-    return {
-        "num_classes": info.num_classes,
-        "input_size": [info.channels, info.size, info.size],
-        "mean": list(info.mean),
-        "std": list(info.std),
-        "interpolation": "bilinear",
-        "crop_pct": 0.875 if info.size >= 64 else 1.0,
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "label_names": list(class_names(dataset)),
-        "license": "apache-2.0",
-    }

@@ -51,12 +51,14 @@ class Pipeline:
 
         Args:
             image: a path, or a PIL image.
-            top: at most the number of classes.
+            top: from 1 on; at most all classes are given.
 
         Raises:
-            DataError: a file that does not decode.
+            DataError: a file that does not decode, or a ``top`` below 1.
             WeightsError: a model without a classifier.
         """
+        if top < 1:
+            raise DataError(f"top is a number of classes from 1 on, got {top}")
         if not self.labels:
             raise WeightsError(f"{self.name} has no classifier: embed with it, or fine-tune it")
         if isinstance(image, (str, os.PathLike)):
@@ -86,7 +88,12 @@ class Pipeline:
         Yields:
             Float32 [n, d] on the CPU, unnormalised, of those that decode; and for every file of the batch None, or
             why it does not.
+
+        Raises:
+            DataError: a ``batch_size`` below 1.
         """
+        if batch_size < 1:
+            raise DataError(f"batch_size is from 1 on, got {batch_size}")
         paths = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else paths
         files = _Files(self.transform, self.mode)
         batches = loader(files, batched(paths, batch_size), workers, self.device, _collate)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .datasets import FolderSplit, Split
-from .features import Normaliser, features, frozen, normaliser, pooled
+from .features import features, frozen, normaliser, pooled
 from .progress import progress
 from .recipes import Recipe
 
@@ -95,15 +95,15 @@ def _fit_thesis(
     model: nn.Module,
     train: Split | FolderSplit,
     recipe: Recipe,
-    normalise: Normaliser,
     device: torch.device | str,
     workers: int,
 ) -> nn.Linear:
     """SPEC section 3: SGD on augmented views of the frozen encoder, 50 epochs, cosine from lr 0.5."""
     augmentation = recipe.probe_augmentation or recipe.augmentation
+    normalise = normaliser(model.pretrained_cfg, device)  # type: ignore[arg-type]
     batches = Batches(
-        train, recipe.dataset, augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device,
-        workers=workers, normalise=normalise,
+        train, normalise, augmentation, recipe.crop_padding, 1, recipe.probe_batch, recipe.seed + 1, device,
+        workers=workers,
     )  # fmt: skip
     forward = pooled(model)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +137,6 @@ def linear_probe(
     test: Split | FolderSplit,
     *,
     protocol: str = "cached",
-    normalise: Normaliser | None = None,
     C: float = 1.0,
     recipe: Recipe | None = None,
     device: torch.device | str | None = None,
@@ -151,7 +150,6 @@ def linear_probe(
         train: images to fit on.
         test: images to measure on.
         protocol: ``cached``: features once, then a full-batch fit; ``thesis``: 50 epochs of SGD on augmented views.
-        normalise: how to prepare images; by the model's ``pretrained_cfg`` where not given.
         C: inverse regularisation of the cached fit.
         recipe: augmentation and schedule of the thesis protocol, which needs it.
         device: where to compute; the model's own where not given.
@@ -166,14 +164,14 @@ def linear_probe(
     started = time.monotonic()
     device = device or next(model.parameters()).device
     if protocol == "cached":
-        inputs = extracted[0] if extracted else features(model, train, normalise, device, "train features", workers)
+        inputs = extracted[0] if extracted else features(model, train, device, "train features", workers)
         classifier = fit_linear(inputs, train.labels.to(device), len(train.classes), C)
     else:
         if recipe is None:
             raise ValueError("the thesis protocol needs the recipe whose augmentation and schedule it follows")
         with frozen(model):
-            classifier = _fit_thesis(model, train, recipe, normalise or normaliser(model, device), device, workers)
-    outputs = extracted[1] if extracted else features(model, test, normalise, device, "test features", workers)
+            classifier = _fit_thesis(model, train, recipe, device, workers)
+    outputs = extracted[1] if extracted else features(model, test, device, "test features", workers)
     predictions = classifier(outputs).argmax(1).cpu()
     return _result(predictions, test, protocol, classifier, started)
 
@@ -185,7 +183,6 @@ def knn_probe(
     *,
     k: int | Sequence[int] = (20, 200),
     temperature: float = 0.07,
-    normalise: Normaliser | None = None,
     device: torch.device | str | None = None,
     extracted: tuple[Tensor, Tensor] | None = None,
 ) -> list[ProbeResult]:
@@ -197,7 +194,6 @@ def knn_probe(
         test: images to measure on.
         k: one or several numbers of neighbours; more than there are means all.
         temperature: of the votes (Wu et al. 2018 use 0.07).
-        normalise: how to prepare images; by the model's ``pretrained_cfg`` where not given.
         device: where to compute; the model's own where not given.
         extracted: :func:`features` of ``train`` and ``test``, where they were computed before.
 
@@ -209,8 +205,8 @@ def knn_probe(
     ks = [k] if isinstance(k, int) else list(k)
     if extracted is None:
         extracted = (
-            features(model, train, normalise, device, "train features"),
-            features(model, test, normalise, device, "test features"),
+            features(model, train, device, "train features"),
+            features(model, test, device, "test features"),
         )
     bank, queries = (F.normalize(x, dim=1) for x in extracted)
     labels = train.labels.to(device)

@@ -23,10 +23,9 @@ from .cards import card, zoo_table
 from .datasets import load
 from .errors import TrainingError, WeightsError
 from .features import confusion_counts, default_device, features, predict
-from .models import pretrained_cfg
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
-from .runs import Run, load_run, read_recipe_file, write_atomically, write_json
+from .runs import Run, load_run, read_recipe_file, write_json, write_text
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -84,12 +83,11 @@ def release(
     state = {k: cast(v, dtype) for k, v in model.state_dict().items()}
     model.load_state_dict(state)  # measure what is released: load_state_dict widens the rounded values again
     data = safetensors.torch.save(state, {"format": "pt"})
-    cfg = pretrained_cfg(trained.dataset)
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     golden = golden_output(model, cfg).tolist()
     splits = {part: load(trained.dataset, data_dir, part) for part in ("train", "test")}
     test = splits["test"]
     device = default_device(device)
-    model.pretrained_cfg = cfg  # type: ignore[assignment]
     predictions = predict(model.to(device), test).argmax(1)
     hits = int((predictions == test.labels.cpu()).sum())
     results |= {"top1": 100 * hits / len(test), "n": len(test), "seed": trained.seed}
@@ -198,7 +196,7 @@ def write_card(folder: Path, repo_id: str | None = None) -> str:
         WeightsError: the folder's ``config.json`` is not one of a release.
     """
     text = render_card(folder, repo_id)
-    write_atomically(folder / CARD_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(folder / CARD_FILE, text)
     return text
 
 
@@ -247,7 +245,7 @@ def update_index(
     _write_index(entries)
     if configs:
         table = zoo_table(configs)
-        write_atomically(Path(model_cards) / CARD_FILE, lambda part: part.write_text(table, encoding="utf-8"))
+        write_text(Path(model_cards) / CARD_FILE, table)
     return entries
 
 

@@ -32,7 +32,12 @@ _FIRST = {"checkpoint", ".lock", ".recipe.json.part"}  # what a run killed in it
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically."""
-    write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 atomically."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -69,7 +74,7 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-class Plan(Protocol):
+class Asked(Protocol):
     """What a run was asked for: a :class:`tcl_zoo.Recipe`, or another frozen set of values."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,9 +99,9 @@ class Run:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        recipe: Plan,
+        recipe: Asked,
         settings: dict[str, Any],
-        parse: Callable[[dict[str, Any]], Plan] = from_dict,
+        parse: Callable[[dict[str, Any]], Asked] = from_dict,
         hold: bool = False,
     ) -> None:
         self.folder, self.recipe, self._parse = Path(folder), recipe, parse
@@ -127,7 +132,7 @@ class Run:
 
     def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
         stored = read_recipe_file(recipe_file, self._parse)
-        # Through a Plan: a folder of an older version lacks fields that came since, and had their defaults.
+        # Through its class: a folder of an older version lacks fields that came since, and had their defaults.
         ours = self.recipe.to_dict() | settings
         theirs = self._parse(stored["recipe"]).to_dict() | stored["settings"]
         differing = [
@@ -174,7 +179,7 @@ class Run:
         kept = [line for line in self.metrics() if line["epoch"] < epoch]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         with writing(self.folder):
-            write_atomically(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
+            write_text(self.metrics_file, text)
 
     def saved(self) -> list[Path]:
         """Checkpoint folders, newest first."""
@@ -202,8 +207,6 @@ class Run:
         Raises:
             TrainingError: a file is missing or not what was written.
         """
-        if not (folder / _SUMS).is_file():
-            return  # written before there were sums
         found, expected = _sums(folder), json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         damaged = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         if damaged:
@@ -247,7 +250,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Plan] = from_dict) -> dict[str, Any]:
+def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Asked] = from_dict) -> dict[str, Any]:
     """``recipe.json`` as {recipe, settings}; ``parse`` says whether the recipe is one.
 
     Raises:
@@ -270,9 +273,11 @@ def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
     """The recipe and the trained encoder (with its classifier, where the run folder has one) of a finished run.
 
     Raises:
-        TrainingError: not a run folder, or not finished.
+        TrainingError: not a run folder, not finished, or with damaged weights.
     """
     import timm
+
+    from .datasets import pretrained_cfg
 
     folder = Path(run_dir)
     recipe = from_dict(read_recipe_file(folder / "recipe.json")["recipe"])
@@ -287,6 +292,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
             num_classes = len(classifier["bias"])
         model = timm.create_model(recipe.architecture, num_classes=num_classes, in_chans=DATA[recipe.dataset].in_chans)
         model.load_state_dict(state)
+        model.pretrained_cfg = pretrained_cfg(recipe.dataset)
     except Exception as error:  # a damaged file raises whatever its first bad byte meets
         raise TrainingError(
             f"the weights in {folder} are damaged ({short(error)}); run scripts/train.py {recipe.name} again"

@@ -16,7 +16,9 @@ from ._ssl_recipes import unused_fields
 from .analysis import GradientLog
 from .augment import MultiCrop
 from .batches import Batches
+from .datasets import pretrained_cfg
 from .errors import TrainingError
+from .features import normaliser
 from .graphs import GraphedBackward
 from .objectives import Objective, Views, create_objective
 from .optimizers import create_optimizer
@@ -80,9 +82,10 @@ class Trainer(Session):
         optimizer = create_optimizer(recipe, network, objective.constant_lr, fused)
         self.bare = network
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        normalise = normaliser(pretrained_cfg(recipe.dataset), accelerator.device, resize=False)
         try:
             self.batches = Batches(
-                split, recipe.dataset, recipe.augmentation, recipe.crop_padding, recipe.views, recipe.batch_images,
+                split, normalise, recipe.augmentation, recipe.crop_padding, recipe.views, recipe.batch_images,
                 recipe.seed, accelerator.device, accelerator.process_index, accelerator.num_processes, workers,
                 MultiCrop.of(recipe.options),
             )  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .downstream import KNOWN, fit, load_known, open_data
-from .downstream_models import brings_weights, open_model, own_name, resized
+from .downstream_models import brings_weights, fitted_cfg, open_model, own_name
 from .errors import DataError
 from .features import default_device, features
 from .outside import expanded
@@ -111,7 +111,7 @@ def transfer(
             shown = called[model_name]
             place = None if model_name in own else weights_dir
             model = open_model(model_name, pretrained=pretrained, weights_dir=place, num_classes=0).to(device)
-            cfg = resized(model, size=size)
+            cfg = fitted_cfg(model, size=size)
             model.pretrained_cfg = cfg  # type: ignore[assignment]
             parts = fit(subset(train, used), cfg), fit(test, cfg)
             x, y = (features(model, part, device=device, desc=f"{shown} on {label}") for part in parts)
@@ -157,13 +157,13 @@ def _images(name: str, data_dir: Any, download: bool) -> tuple[Split | FolderSpl
 
 
 def _draws(labels: Tensor, shots: Sequence[int], seeds: int) -> list[tuple[int, int, Tensor]]:
-    """(images per class, seed, rows) of every setting."""
+    """(images per class, seed, rows) of every setting; as many as there are, or more, is all: 0."""
     most = int(torch.bincount(labels).max())
     draws = []
-    for number in shots:
+    for number in dict.fromkeys(number if number < most else 0 for number in shots):
         if number == 0:
             draws.append((0, 0, torch.arange(len(labels))))
-        elif number < most or 0 not in shots:
+        else:
             draws += [(number, seed, stratified(labels, number, seed)[1]) for seed in range(seeds)]
     return draws
 

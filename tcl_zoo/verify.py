@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .downstream import fit, load_known
 from .errors import WeightsError
-from .features import confusion_counts, default_device, predict
+from .features import confusion_counts, default_device, normaliser, predict
 from .models import create_model
 from .places import find
 from .splits import FolderSplit, Split, subset
@@ -121,9 +121,8 @@ def golden_inputs(channels: int, size: int) -> Tensor:
 def golden_output(model: nn.Module, cfg: dict[str, Any]) -> Tensor:
     """Logits [4, classes] of :func:`golden_inputs`, on the CPU in float32."""
     channels, size, _ = cfg["input_size"]
-    mean, std = (torch.tensor(cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
-        return model.cpu().eval()((golden_inputs(channels, size).float() / 255 - mean) / std)
+        return model.cpu().eval()(normaliser(cfg)(golden_inputs(channels, size)))
 
 
 def verify(

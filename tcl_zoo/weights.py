@@ -55,11 +55,6 @@ class Release:
     sha256: str
     source: str
 
-    @property
-    def results(self) -> dict[str, Any]:
-        """top1, n, protocol ... as the card reports them."""
-        return dict(self.config["tcl_zoo"]["results"])
-
 
 def read_config(folder: Path, fetched: bool = False) -> dict[str, Any]:
     """``config.json`` of a release folder, its keys, types and ranges checked.

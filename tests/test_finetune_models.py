@@ -73,7 +73,7 @@ def test_images_in_memory_are_prepared_as_the_release_says(tmp_path):
     model = tcl_zoo.create_model("run", pretrained=True, weights_dir=done.release)
     transform = tcl_zoo.create_transform("run", weights_dir=done.release)
     image = load("digits", split="test").images[:1]
-    ours = normaliser(model)(image)[0]
+    ours = normaliser(model.pretrained_cfg)(image)[0]
     theirs = transform(Image.fromarray(image[0, 0].numpy()))
     step = 1 / 255 / min(model.pretrained_cfg["std"])
     assert float((ours - theirs).abs().max()) <= step + 1e-6

@@ -17,7 +17,7 @@ from hub_server import HubServer, run_client
 
 import tcl_zoo
 from tcl_zoo import index
-from tcl_zoo.models import pretrained_cfg
+from tcl_zoo.datasets import pretrained_cfg
 from tcl_zoo.recipes import recipe
 from tcl_zoo.release import record, update_index, write_card
 from tcl_zoo.verify import golden_output

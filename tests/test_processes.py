@@ -21,15 +21,17 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from tcl_zoo.batches import Batches
+from tcl_zoo.datasets import pretrained_cfg
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.evaluate import evaluate_run
-from tcl_zoo.features import features
+from tcl_zoo.features import features, normaliser
 from tcl_zoo.objectives import Objective, create_objective
 from tcl_zoo.processes import main_first, on_main
 from tcl_zoo.recipes import SELF_SUPERVISED, recipe
 from tcl_zoo.splits import FolderSplit
 from tcl_zoo.train import train
 
+DIGITS = normaliser(pretrained_cfg("digits"))
 ROOT = Path(__file__).resolve().parent.parent
 # Images of each process; 12 in all. Uneven as the last batch of a data set is.
 SHARES = {1: [[12]], 2: [[6, 6], [7, 5], [11, 1]], 3: [[4, 4, 4], [5, 4, 3], [9, 2, 1]]}
@@ -271,8 +273,8 @@ def test_a_process_that_dies_ends_the_others(tmp_path, deed, said):
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_batches_are_slices_of_the_single_run(digits, world):
     """Order, augmentation and share: what one process sees, cut among them, in any epoch and from any step."""
-    whole = Batches(digits, "digits", "crop", 1, 2, 24, seed=5)
-    parts = [Batches(digits, "digits", "crop", 1, 2, 24, seed=5, rank=r, world=world) for r in range(world)]
+    whole = Batches(digits, DIGITS, "crop", 1, 2, 24, seed=5)
+    parts = [Batches(digits, DIGITS, "crop", 1, 2, 24, seed=5, rank=r, world=world) for r in range(world)]
     for epoch, start in ((0, 0), (3, 7)):
         cut = (part.epoch(epoch, start) for part in parts)
         for (views, labels), *pieces in zip(whole.epoch(epoch, start), *cut, strict=True):
@@ -299,9 +301,7 @@ def test_evaluation_counts_every_image_once(short, tmp_path, monkeypatch):
     assert results["n"] == len(test) == 360
     rows = torch.cat(seen).flatten(1)
     assert len(rows) == 1437 + 360
-    from tcl_zoo.batches import Normalise
-
-    expected = Normalise("digits")(torch.cat([load("digits").images, test.images])).flatten(1)
+    expected = DIGITS(torch.cat([load("digits").images, test.images])).flatten(1)
     assert torch.equal(rows, expected), "in order, each once"
 
 
@@ -320,10 +320,11 @@ def test_streamed_evaluation_counts_every_image_once(tmp_path):
     model = tcl_zoo.create_model("tcl_resnet20_digits", pretrained=True)
     seen: list[int] = []
 
-    def normalise(images: torch.Tensor) -> torch.Tensor:
-        seen.extend((images[:, 0, 0, 0] // 10).tolist())
-        return images.float() / 255
+    def look(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        mean, std = (float(model.pretrained_cfg[key][0]) for key in ("mean", "std"))
+        seen.extend((255 * (inputs[0][:, 0, 0, 0] * std + mean) / 10).round().int().tolist())
 
-    assert len(features(model, split, normalise)) == 21
+    model.conv1.register_forward_pre_hook(look)
+    assert len(features(model, split)) == 21
     assert seen == list(range(21))
     assert re.fullmatch(r"[0-9a-f]{64}", split.fingerprint())

@@ -19,13 +19,12 @@ import tcl_zoo
 from tcl_zoo import index
 from tcl_zoo._ssl_recipes import SELF_SUPERVISED, TITLES
 from tcl_zoo.cards import card
-from tcl_zoo.datasets import load
+from tcl_zoo.datasets import load, pretrained_cfg
 from tcl_zoo.downstream_models import own_name
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
 from tcl_zoo.intervals import rate_interval
-from tcl_zoo.models import pretrained_cfg
 from tcl_zoo.pictures import confusion, embedding, training_curve
 from tcl_zoo.places import find
 from tcl_zoo.release import record, release, update_index
@@ -536,11 +535,12 @@ def test_large_encoders_are_released_in_float16(tmp_path, monkeypatch, released)
     assert model.conv1.weight.dtype == torch.float32
 
 
-def test_pretrained_cfg_normalises_as_training_does():
-    from tcl_zoo.batches import Normalise
+def test_images_are_prepared_as_the_transform_does():
+    from torchvision.transforms.v2.functional import to_pil_image
+
     from tcl_zoo.features import normaliser
 
-    model = tcl_zoo.create_model("tcl_resnet20_cifar10", num_classes=0)
-    model.pretrained_cfg = pretrained_cfg("cifar10")
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(normaliser(model)(images), Normalise("cifar10")(images), rtol=1e-5, atol=1e-5)
+    transform = tcl_zoo.create_transform("tcl_resnet20_cifar10")
+    theirs = torch.stack([transform(to_pil_image(image)) for image in images])
+    torch.testing.assert_close(normaliser(pretrained_cfg("cifar10"))(images), theirs, rtol=1e-5, atol=1e-5)

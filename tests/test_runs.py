@@ -105,12 +105,6 @@ def test_no_checkpoint_left_to_read(whole, short, digits, tmp_path):
     assert sorted((run_dir / "checkpoint").iterdir()) == before, "nothing is thrown away"
 
 
-def test_checkpoints_without_sums_are_read(two_epochs, short, digits, whole):
-    (newest(two_epochs) / "sha256.json").unlink()
-    assert train(short, run_dir=two_epochs, split=digits, cpu=True).finished
-    assert same(two_epochs, whole)
-
-
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"5\n", b'{"epoch": 7}\n', b"[" * 10_000, b"null\n\n{}\n"])
 def test_damaged_metrics(two_epochs, short, digits, text):
     """The curve is lost, the training is not."""

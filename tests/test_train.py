@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 from tcl_zoo import evaluate, sessions
 from tcl_zoo import train as train_module
 from tcl_zoo.augment import MultiCrop
-from tcl_zoo.batches import Batches, Normalise
-from tcl_zoo.datasets import DATASETS, FolderSplit, Split, holdout, load
+from tcl_zoo.batches import Batches
+from tcl_zoo.datasets import DATASETS, FolderSplit, Split, holdout, load, pretrained_cfg
 from tcl_zoo.errors import RecipeError, TrainingError
-from tcl_zoo.features import predict
+from tcl_zoo.features import normaliser, predict
 from tcl_zoo.recipes import recipe
 from tcl_zoo.release import release
 from tcl_zoo.runs import load_run
 from tcl_zoo.train import train
 from tcl_zoo.trainer import Trainer
+
+DIGITS, IMAGENET = (normaliser(pretrained_cfg(name), resize=False) for name in ("digits", "imagenet100"))
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -264,7 +266,7 @@ def test_bf16_and_unknown_precision(short, digits, tmp_path):
 
 def test_batches_are_a_function_of_epoch_and_step(digits):
     def make(**kwargs) -> Batches:
-        return Batches(digits, "digits", "crop", 1, 2, 64, seed=3, **kwargs)
+        return Batches(digits, DIGITS, "crop", 1, 2, 64, seed=3, **kwargs)
 
     whole = list(make().epoch(1))
     assert len(whole) == 4 and whole[0][0].shape == (128, 1, 8, 8)
@@ -284,7 +286,7 @@ def test_views_of_several_kinds(digits, augmentation, multi):
     """Views that differ and small crops: a function of epoch and step, the same over two processes."""
 
     def make(**kwargs) -> list[list[torch.Tensor]]:
-        batches = Batches(digits, "digits", augmentation, 1, 2, 64, seed=3, multi=multi, **kwargs)
+        batches = Batches(digits, DIGITS, augmentation, 1, 2, 64, seed=3, multi=multi, **kwargs)
         steps = [views for views, _ in batches.epoch(1)]
         return [views if isinstance(views, list) else [views] for views in steps]
 
@@ -313,7 +315,7 @@ def test_run_folders_of_older_versions(short, digits, tmp_path):
 def test_batches_visit_every_image_once(digits):
     indices = torch.arange(256)
     marked = Split((indices % 256).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), indices, digits.classes)
-    batches = Batches(marked, "digits", "none", 1, 1, 60, seed=0)
+    batches = Batches(marked, DIGITS, "none", 1, 1, 60, seed=0)
     seen = torch.cat([labels for _, labels in batches.epoch(0)])
     assert len(seen) == 240 == len(seen.unique())  # the partial batch is dropped
     for views, labels in batches.epoch(0):
@@ -404,7 +406,7 @@ def test_streamed_batches(folder, augmentation):
     """From a folder as from memory: workers, a start in the middle and several processes change nothing."""
 
     def make(**kwargs) -> Batches:
-        return Batches(folder, "imagenet100", augmentation, 4, 2, 8, seed=3, **kwargs)
+        return Batches(folder, IMAGENET, augmentation, 4, 2, 8, seed=3, **kwargs)
 
     whole = list(make().epoch(1))
     assert len(whole) == 3 and whole[0][0].shape == (16, 3, 32, 32)
@@ -420,15 +422,15 @@ def test_streamed_batches(folder, augmentation):
 @pytest.mark.parametrize("augmentation", ["none", "crop"])
 def test_streamed_images_as_they_are(folder, augmentation):
     """Without an augmentation, or with shifts by no pixel, what is evaluated."""
-    plain = Normalise("imagenet100")(torch.cat([folder[i][0] for i in range(len(folder))]))
-    for views, labels in Batches(folder, "imagenet100", augmentation, 0, 1, 8, seed=3).epoch(0):
+    plain = IMAGENET(torch.cat([folder[i][0] for i in range(len(folder))]))
+    for views, labels in Batches(folder, IMAGENET, augmentation, 0, 1, 8, seed=3).epoch(0):
         for view, label in zip(views, labels, strict=True):
             assert any(torch.equal(view, whole) for whole in plain[folder.labels == label])
 
 
 def test_small_crops_are_smaller(folder):
     with pytest.raises(RecipeError, match=r"options.local_size \(32\) must be below the images' 32 pixels"):
-        Batches(folder, "imagenet100", "simaugment", 4, 2, 8, seed=3, multi=MultiCrop(3, 32, 0.2))
+        Batches(folder, IMAGENET, "simaugment", 4, 2, 8, seed=3, multi=MultiCrop(3, 32, 0.2))
 
 
 def test_small_crops_of_a_streamed_folder(folder):
@@ -436,7 +438,7 @@ def test_small_crops_of_a_streamed_folder(folder):
 
     def make(crops=3, **kwargs) -> list[list[torch.Tensor]]:
         multi = MultiCrop(crops, 12, 0.2)
-        batches = Batches(folder, "imagenet100", "simaugment", 4, 2, 8, seed=3, multi=multi, **kwargs)
+        batches = Batches(folder, IMAGENET, "simaugment", 4, 2, 8, seed=3, multi=multi, **kwargs)
         return [views for views, _ in batches.epoch(1)]
 
     whole = make()
@@ -473,7 +475,7 @@ def test_held_out_images_are_measured_on_and_nothing_else(tmp_path, monkeypatch)
     train(one, run_dir=tmp_path / "kept", split=kept, cpu=True)
     with_probe = weights(tmp_path / "run")
     assert_same(weights(tmp_path / "kept"), {k: v for k, v in with_probe.items() if not k.startswith("classifier")})
-    predicted = predict(load_run(tmp_path / "run")[1], held, Normalise("digits", "cpu")).argmax(1)
+    predicted = predict(load_run(tmp_path / "run")[1], held).argmax(1)
     assert results["top1"] == pytest.approx(100 * float((predicted == held.labels).double().mean()))
     with pytest.raises(TrainingError, match=r"hold_out \(200 there, None now\)"):
         train(one, run_dir=tmp_path / "run", cpu=True)

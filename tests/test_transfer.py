@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from tcl_zoo import cli
 from tcl_zoo.datasets import load
 from tcl_zoo.downstream import fit
-from tcl_zoo.downstream_models import input_cfg, open_model, own_name, resized
+from tcl_zoo.downstream_models import fitted_cfg, open_model, own_name
 from tcl_zoo.errors import DataError, RecipeError, WeightsError
 from tcl_zoo.features import features
 from tcl_zoo.splits import Split, stratified
@@ -96,10 +96,10 @@ def test_two_of_one_name_stay_apart(released, tmp_path):
 def test_size_reaches_models_with_position_embeddings():
     """A ViT is fitted to another size, one whose size is fixed says so; both would fail in their first layer."""
     model = open_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
-    assert resized(model, 3, 64)["input_size"] == [3, 64, 64]
+    assert fitted_cfg(model, 3, 64)["input_size"] == [3, 64, 64]
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
     with pytest.raises(WeightsError, match=r"images of 224 pixels, not of 2 .*leave the size out"):
-        resized(open_model("vit_tiny_patch16_224", pretrained=False), size=2)
+        fitted_cfg(open_model("vit_tiny_patch16_224", pretrained=False), size=2)
     fixed = torch.nn.Identity()
     fixed.pretrained_cfg = {
         "input_size": (3, 224, 224),
@@ -108,8 +108,8 @@ def test_size_reaches_models_with_position_embeddings():
         "std": (0.5,) * 3,
     }
     with pytest.raises(WeightsError, match="its size is fixed"):
-        resized(fixed, size=64)
-    assert resized(fixed, size=224)["input_size"] == [3, 224, 224]
+        fitted_cfg(fixed, size=64)
+    assert fitted_cfg(fixed, size=224)["input_size"] == [3, 224, 224]
 
 
 def test_summary():
@@ -139,10 +139,10 @@ def test_sizes_and_channels():
         seen = []
         forward = model.forward_features
         model.forward_features = lambda x, f=forward, s=seen: (s.append(tuple(x.shape)), f(x))[1]
-        model.pretrained_cfg = input_cfg(model)
+        model.pretrained_cfg = fitted_cfg(model)
         features(model, fit(split, model.pretrained_cfg))
         assert seen == [(3, *own)]
-    cfg = input_cfg(open_model("test_vit", pretrained=False), channels=1, size=64)
+    cfg = fitted_cfg(open_model("test_vit", pretrained=False), channels=1, size=64)
     assert cfg["input_size"] == [1, 64, 64] and len(cfg["mean"]) == 1
 
 

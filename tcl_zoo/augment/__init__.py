@@ -45,13 +45,11 @@ class Augment:
         size: side of the views in pixels.
         padding: zero padding of the random crop in pixels.
         cropped: the images come cropped at random already (a streamed folder): flip and recolour only.
-        blur: Gaussian blur with p 0.5, sigma 0.1-2, a tenth of the side wide (``simaugment`` only, for which it is
-            the policy ``simaugment_blur``).
         view: which of an image's views, for the policies whose views differ.
         scale: share of the area that a resized crop takes, instead of the policy's.
 
     Raises:
-        ValueError: unknown name, or blur with another policy.
+        ValueError: unknown name.
     """
 
     def __init__(
@@ -60,17 +58,14 @@ class Augment:
         size: int = 32,
         *,
         padding: int = 4,
-        blur: bool = False,
         cropped: bool = False,
         view: int = 0,
         scale: tuple[float, float] | None = None,
     ) -> None:
         if name not in POLICIES:
             raise ValueError(f"unknown augmentation {name!r}; known: {', '.join(POLICIES)}")
-        if blur and name != "simaugment":
-            raise ValueError(f"blur goes with simaugment, not with {name}")
         self.name, self.size, self.padding = name, size, 0 if cropped else padding
-        views = RECOLOUR.get("simaugment_blur" if blur else name, ())
+        views = RECOLOUR.get(name, ())
         self._recolour: Recolour | None = views[min(view, len(views) - 1)] if views else None
         self.scale = scale or (self._recolour.scale if self._recolour else (0.2, 1.0))
         self._resized = (self._recolour is not None or name == "resized_crop_flip") and not cropped

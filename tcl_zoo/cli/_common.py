@@ -19,7 +19,9 @@ OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, and an example at the end of every ``--help``."""
+    """argparse with one-line errors, an example at the end of every ``--help``, and options between the arguments."""
+
+    _inside = False
 
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
         if description := kwargs.get("description"):
@@ -29,6 +31,16 @@ class Parser(argparse.ArgumentParser):
             kwargs["epilog"] = "example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  ")
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Before Python 3.13 a list of arguments that may be empty ends at the first option.
+        if self._inside or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
 
     def error(self, message: str) -> Any:
         self.exit(WRONG, f"{self.prog}: error: {message} (see {self.prog} --help)\n")

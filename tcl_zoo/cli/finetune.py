@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..memory import keep_freed
-from ._common import OK, STOPPED, Add, count_or_zero, seconds, weights_option
+from ._common import OK, STOPPED, Add, above_zero, count, count_or_zero, pixels, seconds, weights_option
 
 _FREEZE_ALL = -1
 
@@ -45,9 +45,9 @@ def register(add: Add) -> None:
     )
     values = sub.add_argument_group("how to train")
     for option, kind, text in (
-        ("epochs", int, "default: 20, or as many as make 400 steps"),
-        ("batch-size", int, "images per step over all processes (default: 64)"),
-        ("lr", float, "peak learning rate (default: 0.001; head only 0.01, --scratch 0.002)"),
+        ("epochs", count, "default: 20, or as many as make 400 steps"),
+        ("batch-size", count, "images per step over all processes (default: 64)"),
+        ("lr", above_zero, "peak learning rate (default: 0.001; head only 0.01, --scratch 0.002)"),
         ("optimizer", str, "of timm's (default: adamw)"),
         ("weight-decay", float, "default: 0.05"),
         ("layer-decay", float, "learning rate of a layer over that of the one above (default: 1)"),
@@ -59,11 +59,11 @@ def register(add: Add) -> None:
         ("drop-path", float, "stochastic depth (default: 0)"),
         ("clip-grad", float, "largest norm of the gradient (default: none)"),
         ("ema", float, "decay of averaged weights, say 0.99 (default: none)"),
-        ("patience", int, "stop after so many measurements without a better one (default: never)"),
+        ("patience", count, "stop after so many measurements without a better one (default: never)"),
         ("val", float, "share of each class to hold out where there is no val/ (default: 0.2)"),
-        ("per-class", int, "go by so many training images of each class only"),
-        ("size", int, "pixels a side (default: the model's)"),
-        ("seed", int, "default: 0"),
+        ("per-class", count, "go by so many training images of each class only"),
+        ("size", pixels, "pixels a side (default: the model's)"),
+        ("seed", count_or_zero, "default: 0"),
     ):
         values.add_argument(f"--{option}", type=kind, metavar=option[0].upper(), help=text)
     sub.set_defaults(fields=[action.dest for action in values._group_actions])
@@ -94,7 +94,6 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"top-1 {found[part]:.2f} % of {n:,} {part} images")
         if found["top1"] is None:
             print("top-1 not measured: there are neither validation nor test images")
-        name = result.run_dir.resolve().name
         print(f"weights of epoch {found['last_epoch']}: {result.release}")
-        print(f'load: tcl_zoo.create_model("{name}", pretrained=True, weights_dir="{result.release}")')
+        print(f'load: tcl_zoo.create_model("{result.run_dir}", pretrained=True)')
     return OK

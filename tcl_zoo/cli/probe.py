@@ -20,7 +20,9 @@ def register(add: Add) -> None:
               tcl-zoo probe tcl_resnet20_digits ce_resnet20_digits \\
                   --dataset digits mnist PHOTOS --data-dir data --csv scores.csv
               """)  # fmt: skip
-    sub.add_argument("model", nargs="+", help="a name of this zoo, any timm model, a release or run folder")
+    sub.usage = "%(prog)s model [model ...] [--dataset NAME ...] [options]"
+    sub.add_argument("model", nargs="+",
+                     help="a name of this zoo, any timm model, a release or run folder; before --dataset")  # fmt: skip
     sub.add_argument("--dataset", nargs="+", metavar="NAME",
                      help="known data sets or class folders (default: the model's own)")  # fmt: skip
     data_options(sub)
@@ -101,7 +103,7 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
 
 def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     from ..downstream import fit, load_known
-    from ..downstream_models import open_model, resized
+    from ..downstream_models import fitted_cfg, open_model
     from ..errors import DataError
     from ..features import default_device, features
     from ..probe import knn_probe, linear_probe
@@ -109,7 +111,7 @@ def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
     device = default_device(args.device)
     model = model.to(device)
-    cfg = resized(model, size=args.size)
+    cfg = fitted_cfg(model, size=args.size)
     model.pretrained_cfg = cfg  # type: ignore[assignment]
     parts = (load_known(dataset, args.data_dir, split, args.download) for split in ("train", "test"))
     train, test = (fit(part, cfg) for part in parts)

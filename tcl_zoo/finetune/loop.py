@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..downstream import Data, open_data
-from ..downstream_models import open_model, resized
+from ..downstream_models import fitted_cfg, open_model
 from ..errors import DataError, TrainingError
 from ..processes import main_first, naming_the_lost
 from ..progress import progress
@@ -27,7 +27,7 @@ from ..sessions import checkpoint, create_accelerator, environment, resume, run_
 from ..splits import FolderSplit, Split
 from ..stopping import Stop, agreed
 from .export import export, no_release, parent_facts
-from .plan import Plan, from_dict
+from .plan import Plan
 from .tuner import Tuner
 
 BEST_FILE = "best.safetensors"
@@ -122,7 +122,7 @@ def finetune(
     smaller = f"--batch-size {max(1, plan.batch_size // 2)}"
     with naming_the_lost(), within_memory(accelerator, f"{plan.batch_size} images", smaller):
         with accelerator.main_process_first():
-            run = Run(out, plan, settings, from_dict, hold=accelerator.is_main_process)
+            run = Run(out, plan, settings, lambda values: Plan(**values), hold=accelerator.is_main_process)
         try:
             resume(tuner, run)
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
@@ -173,7 +173,7 @@ def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -
         plan.model, pretrained=plan.pretrained, weights_dir=weights_dir, num_classes=len(data.train.classes),
         in_chans=data.channels, **kwargs,
     )  # fmt: skip
-    cfg = resized(net, data.channels, plan.size)
+    cfg = fitted_cfg(net, data.channels, plan.size)
     if isinstance(data.train, Split):  # :mod:`tcl_zoo.features` resizes what is in memory, whole images
         cfg |= {"crop_pct": 1.0, "interpolation": "bilinear"}
     net.pretrained_cfg = cfg  # type: ignore[assignment]

@@ -110,12 +110,3 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
         return dataclasses.asdict(self)
-
-
-def from_dict(values: dict[str, Any]) -> Plan:
-    """The inverse of :meth:`Plan.to_dict`.
-
-    Raises:
-        TypeError: an unknown field.
-    """
-    return Plan(**values)

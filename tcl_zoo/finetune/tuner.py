@@ -55,6 +55,8 @@ class Tuner(Session):
             )  # fmt: skip
         except (ValueError, AssertionError, AttributeError) as error:
             raise TrainingError(f"timm makes no optimizer {plan.optimizer!r} of this: {error or 'see timm'}") from None
+        if getattr(optimizer, "is_second_order", False):
+            raise TrainingError(f"{plan.optimizer} needs gradients of gradients, which nothing takes; choose another")
         # Before accelerate wraps forward: the average is a copy.
         self.ema = ModelEmaV3(model, plan.ema, use_warmup=True) if plan.ema else None
         self.model: Any = model
@@ -62,10 +64,10 @@ class Tuner(Session):
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         side = plan.size if isinstance(train, FolderSplit) else train.images.shape[-1]
+        normalise = normaliser(model.pretrained_cfg, accelerator.device)  # type: ignore[arg-type]
         self.batches = Batches(
-            train, "", plan.augmentation, max(1, side // 8), 1, plan.batch_size, plan.seed, accelerator.device,
+            train, normalise, plan.augmentation, max(1, side // 8), 1, plan.batch_size, plan.seed, accelerator.device,
             accelerator.process_index, accelerator.num_processes, workers,
-            normalise=normaliser(self.model, accelerator.device),
         )  # fmt: skip
         total = plan.epochs * self.batches.steps
         self.schedule = CosineLRScheduler(

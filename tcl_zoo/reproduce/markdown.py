@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cards.text import CACHED
-from ..runs import write_atomically
+from ..runs import write_text
 from .plan import MISSING, Plan
 
 Row = dict[str, Any]
@@ -73,7 +73,7 @@ def write_markdown(
         lines += ["", _RESPONSES]
     lines += more
     text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def _table(rows: list[Row], axis: str, gradients: bool) -> list[str]:

@@ -12,7 +12,7 @@ from ..cards import differences, seeds_of, side_by_side
 from ..errors import RecipeError
 from ..progress import duration
 from ..recipes import recipe
-from ..runs import write_atomically
+from ..runs import write_text
 from ..thesis import REPORTED, reported
 from .grids import GRIDS, Grid
 from .markdown import MEASURES, number, spread, table_line
@@ -69,7 +69,7 @@ def write_overview(results: Path, cards: Path, path: Path) -> Path:
         lines += _section(name, grid, tables, results, path)
     lines += ["## Not released yet, and why", "", *_not_released(released)]
     text = "\n".join(lines).rstrip() + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return path
 
 

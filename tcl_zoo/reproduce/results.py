@@ -184,7 +184,7 @@ def render(plan: Plan, store: Store, folder: Path, overwrite: bool = True) -> li
         gradient_figure(plan, over_steps, picture)
     elif any(row["n"] for row in rows) and plan.grid.kind == "top1":
         top1_figure(plan, rows, picture)
-    if over_steps or (any(row["n"] for row in rows) and plan.grid.kind == "top1"):
+    if picture.is_file():
         files.append(picture)
     files.append(folder / f"{plan.stem}.md")
     small = small_scale(folder.parent / "benchmarks") if plan.stem == NAME else []

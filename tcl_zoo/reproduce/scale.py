@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from .._ssl_recipes import shortened
 from ..errors import RecipeError
 from ..recipes import DATA, Recipe, flat, override, recipe
-from ..splits import FolderSplit, Split, subset
+from ..splits import FolderSplit, Split, holdout
 from .grids import ENCODERS, GRIDS, TITLES, Cell, Grid
 
 # A scaled run keeps at least so many epochs, each of fewer images: the cosine schedule needs a few steps.
@@ -151,10 +148,4 @@ def moved(grid: Grid, scale: Scale) -> Grid:
 
 def balanced(split: Split | FolderSplit, n: int) -> Split | FolderSplit:
     """``n`` images, as many of each class, the same for every run; in the order of ``split``."""
-    from sklearn.model_selection import train_test_split
-
-    if n >= len(split):
-        return split
-    labels = split.labels.cpu().numpy()
-    chosen = train_test_split(np.arange(len(split)), train_size=n, stratify=labels, random_state=0)[0]
-    return subset(split, torch.from_numpy(np.sort(chosen)))
+    return split if n >= len(split) else holdout(split, len(split) - n)[0]
