@@ -111,7 +111,7 @@ def embedding(features: Tensor, labels: Tensor, classes: tuple[str, ...], title:
         axes.set(ylabel=f"component {first + 2} ({share[first + 1]:.0f} %)", aspect="equal", adjustable="datalim")
         axes.grid(alpha=0.3)
     some = f"first {shown} of {len(classes)} classes, " if shown < len(classes) else ""
-    figure.suptitle(f"{title} (principal components, {some}{len(rows):,} test images)", fontsize=11)
+    figure.suptitle(f"{title}\nprincipal components, {some}{len(rows):,} test images", fontsize=11)
     handles, names = figure.axes[0].get_legend_handles_labels()
     columns = 10 if max(map(len, names)) <= 4 else 5
     figure.legend(handles, names, loc="outside lower center", ncols=columns, markerscale=2, frameon=False)

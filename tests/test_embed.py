@@ -129,7 +129,7 @@ def test_predict(capsys, digits):
 
 def test_the_same_again_is_no_work_and_something_else_is_refused(capsys, digits, tmp_path):
     out = tmp_path / "out.npz"
-    assert run(capsys, "embed", NAME, digits / "1", "--out", out)[0] == 0
+    assert run(capsys, "embed", NAME, "--out", out, "--workers", 0, digits / "1")[0] == 0  # options anywhere
     written = out.stat().st_mtime_ns
     code, text, _ = run(capsys, "embed", NAME, digits / "1", "--out", out)
     assert code == 0 and "as it was" in text and out.stat().st_mtime_ns == written

@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import TestTimePoolHead, apply_test_time_pool
 from torch import nn
 
-import tcl_zoo  # noqa: F401  (registers the architectures)
+from tcl_zoo import create_model
 from tcl_zoo.encoders import ARCHITECTURES, Projector
 
 SMALL = ("resnet20_cifar", "resnet18_cifar")
@@ -174,8 +175,6 @@ def test_projector():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_test_time_pooling_of_timms(name):
     """``pool_size`` is the map's at the size of training, so that timm's head says the same there."""
-    from timm.layers import TestTimePoolHead
-
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     x = torch.randn(2, 3, 32, 32)
@@ -186,4 +185,10 @@ def test_test_time_pooling_of_timms(name):
 
 
 def test_pool_size_of_a_release():
+    """By every door: timm's tag, the name, the name untrained."""
     assert timm.get_pretrained_cfg("resnet20_cifar.tcl_digits").pool_size == (2, 2)
+    for model in (create_model("tcl_resnet20_digits", pretrained=True), create_model("tcl_resnet20_digits")):
+        assert model.pretrained_cfg["pool_size"] == (2, 2) and model.pretrained_cfg["input_size"][-1] == 8
+    with torch.no_grad():
+        tested, _ = apply_test_time_pool(model, {"input_size": (1, 16, 16)})
+        assert tested.eval()(torch.randn(2, 1, 16, 16)).shape == (2, 10)

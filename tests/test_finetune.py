@@ -342,6 +342,8 @@ def test_refused(photos, released, tmp_path):
         tune(photos, tmp_path / "run", released, surprise=2)
     with pytest.raises(TrainingError, match="no optimizer 'adamww'"):
         tune(photos, tmp_path / "run", released, optimizer="adamww")
+    with pytest.raises(TrainingError, match="adahessian needs gradients of gradients"):
+        tune(photos, tmp_path / "run", released, optimizer="adahessian")
     with pytest.raises(TrainingError, match="lower learning rate"):
         tune(photos, tmp_path / "nan", released, lr=1e30, optimizer="sgd", warmup=0.0, epochs=5)
     with pytest.raises(RecipeError, match="did you mean"):

@@ -42,6 +42,10 @@ def test_predict_names_the_digits(loaded, files):
     for file, label in zip(files, labels, strict=True):
         (first, probability), *_ = loaded.predict(file)
         assert first == str(label) and probability > 0.3
+    with pytest.raises(DataError, match="from 1 on, got 0"):
+        loaded.predict(files[0], top=0)
+    with pytest.raises(DataError, match="from 1 on, got 0"):
+        next(loaded.embed(files, batch_size=0))
     likeliest = loaded.predict(files[0], top=99)
     assert sorted(name for name, _ in likeliest) == [str(i) for i in range(10)]
     assert sum(p for _, p in likeliest) == pytest.approx(1, abs=1e-5)

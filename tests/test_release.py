@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -227,16 +228,19 @@ def test_publish_goes_by_the_checkout_from_any_folder(tmp_path):
 
 @pytest.mark.parametrize(("classes", "n"), [(10, 60), (100, 3000)])
 def test_pictures_are_drawn(tmp_path, classes, n):
-    """Of ten classes and of a hundred, and of a curve with a single epoch: 800 pixels wide and not blank."""
+    """Of ten classes and of a hundred, and of a curve with a single epoch: 800 pixels wide, not blank, nothing cut."""
     names = tuple(f"class {k}" for k in range(classes))
     labels = torch.arange(n) % classes
-    embedding(torch.randn(n, 16) + labels[:, None], labels, names, "features", tmp_path / "embedding.png")
-    confusion(torch.eye(classes) * 5, names, "confusion", tmp_path / "confusion.png")
-    training_curve([{"epoch": 0, "loss": 2.0, "lr": 0.1}], "curve", tmp_path / "curve.png")
+    title = "supcon_resnet101_imagenet100.supcontrast:"
+    embedding(torch.randn(n, 16) + labels[:, None], labels, names, f"{title} features", tmp_path / "embedding.png")
+    confusion(torch.eye(classes) * 5, names, f"{title} 10,000 test images", tmp_path / "confusion.png")
+    training_curve([{"epoch": 0, "loss": 2.0, "lr": 0.1}], f"{title} training", tmp_path / "curve.png")
     for file in ("embedding", "confusion", "curve"):
         with Image.open(tmp_path / f"{file}.png") as image:
             colours = image.convert("RGB").getcolors(10**6)
             assert image.width == 800 and colours is not None and len(colours) > 50
+            edges = (image.convert("L").crop((left, 0, left + 2, image.height)) for left in (0, 798))
+            assert all(edge.getextrema() == (255, 255) for edge in edges), file
 
 
 def test_load_and_verify(released):
@@ -264,6 +268,23 @@ def test_independent_measurement(released):
     with torch.no_grad():
         top1 = 100 * (model((x - 0.3054) / 0.3760).argmax(1).numpy() == labels).mean()
     assert top1 == pytest.approx(verify(NAME, weights_dir=released).reported)
+
+
+def test_what_does_not_fit_is_named(released, tmp_path):
+    """What the caller asked for is not the weights' fault, and the tensor that does not fit is said."""
+    for asked in ({"global_pool": "catavgmax"}, {"num_classes": 37, "checkpoint_path": str(tmp_path / "other.pth")}):
+        torch.save(tcl_zoo.create_model(NAME).state_dict(), tmp_path / "other.pth")
+        with pytest.raises(WeightsError) as caught:
+            tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released, **asked)
+        named = re.search(r"with ([a-z_, ]+): ", str(caught.value))
+        assert named and set(named[1].split(", ")) == set(asked) and "size mismatch for fc." in str(caught.value)
+    with pytest.raises(TypeError, match="instances of 'str' and 'int'"):
+        tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released, num_classes="10")
+    for pretrained in (True, False):
+        with pytest.raises(RecipeError, match="pretrained_cfg_overlay"):
+            tcl_zoo.create_model(NAME, pretrained, weights_dir=released, pretrained_cfg={"mean": (0,)})
+    model = tcl_zoo.create_model(NAME, True, weights_dir=released, pretrained_cfg_overlay={"crop_pct": 0.5})
+    assert model.pretrained_cfg["crop_pct"] == 0.5
 
 
 def test_create_model_variants(released):

@@ -27,7 +27,7 @@ def test_low_label_scores_are_scikit_learns():
     train, test = load("digits"), load("digits", split="test")
     model = open_model(NAME, num_classes=0)
     x, y = features(model, train).numpy(), features(model, test).numpy()
-    scores = transfer([NAME], ["digits"], shots=(2, 0), seeds=2, device="cpu")
+    scores = transfer([NAME], ["digits"], shots=(2, 5000, 0, 1437), seeds=2, device="cpu")  # as many as there are: all
     linear = [score for score in scores if score.classifier == "linear"]
     assert [(s.shots, s.seed) for s in linear] == [(2, 0), (2, 1), (0, 0)]
     assert [(s.train_images, s.test_images) for s in linear] == [(20, 360)] * 2 + [(1437, 360)]
