@@ -9,7 +9,7 @@ from torch import nn
 
 from .errors import RecipeError, WeightsError
 from .models import create_model
-from .places import find, run_folder
+from .places import find, is_timms, run_folder
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
 
@@ -48,9 +48,7 @@ def open_model(
 
 def brings_weights(name: str) -> bool:
     """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
-    import timm
-
-    return run_folder(name) is not None or timm.is_model(str(name).partition(".")[0])
+    return run_folder(name) is not None or is_timms(str(name))
 
 
 def own_name(name: str) -> str:

@@ -9,7 +9,6 @@ An entry says what the weights must be (``sha256`` and ``bytes`` of ``model.safe
 from __future__ import annotations
 
 import functools
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -100,12 +99,3 @@ def source(name: str) -> dict[str, str]:
     if entry.get("repo_id"):
         return {"hf_hub_id": f"{entry['repo_id']}@{entry['revision']}"}
     return {}
-
-
-def is_model_name(name: str) -> bool:
-    """Whether it is a released name or that of a model of timm's, rather than a path; ``./NAME`` is a path."""
-    if name in entries():
-        return True
-    import timm
-
-    return os.sep not in name and bool(timm.is_model(name.partition(".")[0]))

@@ -30,10 +30,7 @@ class Place(NamedTuple):
     @property
     def timms(self) -> bool:
         """Whether it is a model of timm's own, by its name there."""
-        import timm
-
-        own = self.run is not None or self.weights_dir is not None
-        return not own and bool(timm.is_model(self.name.partition(".")[0]))
+        return self.run is None and self.weights_dir is None and is_timms(self.name)
 
 
 def find(name: Any, weights_dir: str | os.PathLike[str] | None = None) -> Place:
@@ -97,14 +94,22 @@ def run_recipe(folder: Path) -> Recipe:
 def _folder(name: str) -> Path | None:
     """The folder of this path, or None where there is none, or where it is the name of a model."""
     place = expanded(name, WeightsError)
-    return place if place.is_dir() and not _is_name(name) else None
+    return place if place.is_dir() and not is_name(name) else None
 
 
-def _is_name(name: str) -> bool:
+def is_timms(name: str) -> bool:
+    """Whether timm has a model of this name, with or without a tag."""
+    import timm
+
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def is_name(name: str) -> bool:
+    """Whether it is the name of a recipe, a release or a model of timm's, rather than a path; ``./NAME`` is one."""
     if os.sep in name:
         return False
     try:
         recipe(name)
     except RecipeError:
-        return index.is_model_name(name)
+        return name in index.entries() or is_timms(name)
     return True

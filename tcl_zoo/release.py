@@ -12,11 +12,14 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from . import index
 from .cards import card, zoo_table
@@ -25,7 +28,7 @@ from .errors import TrainingError, WeightsError
 from .features import confusion_counts, default_device, features, predict
 from .pictures import confusion, embedding, training_curve
 from .recipes import Recipe, recipe
-from .runs import Run, load_run, read_recipe_file, write_json, write_text
+from .runs import load_run, read_metrics, read_recipe_file, write_json, write_text
 from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -74,15 +77,11 @@ def release(
         raise TrainingError(
             f"this run held {settings['hold_out']:,} training images out, to choose by; train on all of them to release"
         )
-    metrics = Run(run_dir, trained, settings).metrics()
+    metrics = read_metrics(run_dir)
     if len(metrics) < trained.epochs:
         have = f"{len(metrics)} of {trained.epochs} epochs"
         raise TrainingError(f"{run_dir}/metrics.jsonl is missing or cut: it has {have}; put it back, or train again")
-    parameters = sum(p.numel() for p in model.parameters())
-    dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
-    state = {k: cast(v, dtype) for k, v in model.state_dict().items()}
-    model.load_state_dict(state)  # measure what is released: load_state_dict widens the rounded values again
-    data = safetensors.torch.save(state, {"format": "pt"})
+    data, parameters, dtype = rounded(model)
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     golden = golden_output(model, cfg).tolist()
     splits = {part: load(trained.dataset, data_dir, part) for part in ("train", "test")}
@@ -114,10 +113,7 @@ def release(
         "pretrained_cfg": cfg,
         "tcl_zoo": facts,
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=out_dir))
-    try:
-        part.chmod(0o755)
+    with replacing(target) as part:
         (part / WEIGHTS_FILE).write_bytes(data)
         write_json(part / CONFIG_FILE, config)
         training_curve(metrics, f"{trained.name}: training", part / "training_curve.png")
@@ -130,12 +126,33 @@ def release(
             projector = {k: cast(v, dtype) for k, v in projector.items()}
             (part / PROJECTOR_FILE).write_bytes(safetensors.torch.save(projector, {"format": "pt"}))
         write_card(part)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
+    return target
+
+
+def rounded(model: nn.Module) -> tuple[bytes, int, torch.dtype]:
+    """The weights as a release holds them: safetensors, their number, their type (float16 above ``HALF_ABOVE``).
+
+    The model has the rounded values afterwards: what is released is what is measured.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
+    state = {key: cast(value.cpu(), dtype) for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    return safetensors.torch.save(state, {"format": "pt"}), parameters, dtype
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder`` to fill, which takes its place at the end, unless something is raised."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        part.chmod(0o755)
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return target
 
 
 def _is_release(folder: Path) -> bool:

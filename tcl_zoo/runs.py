@@ -168,16 +168,9 @@ class Run:
         with writing(self.folder), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines written so far; a line cut by a kill, and what follows it, is left out."""
-        lines = enumerate(read_jsonl(self.metrics_file))
-        sound = itertools.takewhile(lambda item: item[1].get("epoch") == item[0] and "loss" in item[1], lines)
-        return [line for _, line in sound]
-
     def rewind_metrics(self, epoch: int) -> None:
         """Drops the lines of ``epoch`` and later: they will be written again."""
-        kept = [line for line in self.metrics() if line["epoch"] < epoch]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(json.dumps(line) + "\n" for line in read_metrics(self.folder) if line["epoch"] < epoch)
         with writing(self.folder):
             write_text(self.metrics_file, text)
 
@@ -248,6 +241,13 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
             break
         lines.append(line)
     return lines
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a run wrote of its epochs, a line each; one cut by a kill, and what follows it, is left out."""
+    lines = enumerate(read_jsonl(folder / "metrics.jsonl"))
+    sound = itertools.takewhile(lambda item: item[1].get("epoch") == item[0] and "loss" in item[1], lines)
+    return [line for _, line in sound]
 
 
 def read_recipe_file(path: Path, parse: Callable[[dict[str, Any]], Asked] = from_dict) -> dict[str, Any]:

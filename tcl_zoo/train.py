@@ -19,7 +19,7 @@ from .errors import TrainingError
 from .processes import main_first, naming_the_lost
 from .progress import progress
 from .recipes import Recipe, flat
-from .runs import Run, save_module, write_json
+from .runs import Run, read_metrics, save_module, write_json
 from .sessions import checkpoint, create_accelerator, environment, resume, run_epoch, within_memory
 from .stopping import Stop, agreed
 from .trainer import Trainer
@@ -134,7 +134,7 @@ def train(
                 tracker.finish()
         finally:
             run.release()
-    lines = run.metrics()
+    lines = read_metrics(run_dir)
     loss = lines[-1]["loss"] if lines else math.nan
     return TrainResult(finished, trainer.epoch, run_dir, loss, trainer.seconds)
 

@@ -13,14 +13,14 @@ from PIL import Image
 from test_finetune import PARENT, tune, write
 
 import tcl_zoo
-from tcl_zoo import cli, index
+from tcl_zoo import cli
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import TrainingError, WeightsError
 from tcl_zoo.features import normaliser
 from tcl_zoo.finetune import export, finetune, tuner
 from tcl_zoo.finetune.export import no_release
 from tcl_zoo.outside import cfg_complaint, complaint
-from tcl_zoo.places import find
+from tcl_zoo.places import find, is_name
 
 
 def test_large_inputs_can_be_released():
@@ -121,7 +121,7 @@ def test_a_models_name_is_no_path(released, tmp_path, monkeypatch):
     assert find("test_resnet") == ("test_resnet", None, None)
     name, folder, _ = find("./test_resnet")
     assert (name, folder.resolve()) == (PARENT, tmp_path / "test_resnet")
-    assert index.is_model_name("test_resnet.r160_in1k") and not index.is_model_name("nothing")
+    assert is_name("test_resnet.r160_in1k") and not is_name("nothing")
 
 
 def test_workers_reach_every_measurement(tmp_path, monkeypatch):

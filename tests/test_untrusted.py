@@ -31,7 +31,7 @@ from tcl_zoo.datasets import load
 from tcl_zoo.errors import DataError, TrainingError, WeightsError
 from tcl_zoo.recipes import from_dict, names, override, recipe
 from tcl_zoo.release import render_card
-from tcl_zoo.runs import Run, load_run, read_recipe_file
+from tcl_zoo.runs import Run, load_run, read_metrics, read_recipe_file
 from tcl_zoo.splits import FolderSplit
 from tcl_zoo.verify import verify
 from tcl_zoo.weights import Release, read_config, read_weights
@@ -272,7 +272,7 @@ def test_run_folders(tmp_path, short, inputs):
             curve = b"\n".join(mutator.text(line) if n % 3 else json.dumps(line).encode() for line in lines)
             (tmp_path / "metrics.jsonl").write_bytes(curve)
             seen[outcome(lambda: read_recipe_file(tmp_path / "recipe.json"), text)] += 1
-            outcome(lambda: Run(tmp_path, short, settings).metrics(), (text, curve))
+            outcome(lambda: (Run(tmp_path, short, settings), read_metrics(tmp_path)), (text, curve))
             assert outcome(lambda: load_run(tmp_path), text) == "refused"
     print(f"run folders: {dict(seen)}")
 

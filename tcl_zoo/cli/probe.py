@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from .. import index
-from ..places import run_folder, run_recipe
+from ..places import is_timms, run_folder, run_recipe
 from ..recipes import recipe
 from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
 
@@ -51,8 +51,6 @@ def _shots(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    import timm
-
     from ..downstream import KNOWN
     from ..errors import DataError
 
@@ -61,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         run = run_folder(name)
         name = run_recipe(run).name if run else name
         path = not run and Path(name).exists() and name not in index.entries()
-        if ":" in name or path or timm.is_model(name.partition(".")[0]):
+        if ":" in name or path or is_timms(name):
             raise DataError("--dataset is needed with a model that is not of this zoo")
     datasets = args.dataset or [recipe(name).dataset]
     folder = datasets[0] not in KNOWN and len(datasets) == 1

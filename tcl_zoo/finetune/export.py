@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from torch import nn
@@ -26,7 +23,7 @@ from ..models import create_model
 from ..outside import POOLS, PRETRAINED_KEYS, complaint
 from ..pictures import confusion, training_curve
 from ..places import find
-from ..release import HALF_ABOVE, cast, write_card
+from ..release import HALF_ABOVE, replacing, rounded, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
 from ..verify import TOLERANCE_GOLDEN, golden_output
@@ -87,11 +84,7 @@ def export(
         TrainingError: what was written does not load, or is another model then.
     """
     name, classes = folder.resolve().parent.name, data.train.classes
-    parameters = sum(p.numel() for p in model.parameters())
-    dtype = torch.float16 if parameters > HALF_ABOVE else torch.float32
-    state = {key: cast(value.cpu(), dtype) for key, value in model.state_dict().items()}
-    model.load_state_dict(state)  # measure what is written: load_state_dict widens the rounded values again
-    weights = safetensors.torch.save(state, {"format": "pt"})
+    weights, parameters, _ = rounded(model)
     measured = {part: _measure(model, split, workers) for part in ("test", "val") if (split := getattr(data, part))}
     results: dict[str, Any] = {"val" if part == "val" else "test": top1 for part, (top1, _) in measured.items()}
     part = "test" if "test" in measured else "val"
@@ -120,9 +113,7 @@ def export(
             "seconds": facts["seconds"],
         },
     }
-    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
+    with replacing(folder) as temporary:
         (temporary / WEIGHTS_FILE).write_bytes(weights)
         write_json(temporary / CONFIG_FILE, config)
         _hold(temporary, name, config, golden)
@@ -133,10 +124,6 @@ def export(
                 warnings.filterwarnings("ignore", "Glyph")
                 confusion(counts, classes, f"{name}: {len(shown):,} {part} images", temporary / "confusion.png")
         write_card(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return results
 
 

@@ -22,7 +22,7 @@ from ..errors import DataError, TrainingError
 from ..processes import main_first, naming_the_lost
 from ..progress import progress
 from ..ranks import ranks
-from ..runs import Run, save_module
+from ..runs import Run, read_metrics, save_module
 from ..sessions import checkpoint, create_accelerator, environment, resume, run_epoch, within_memory
 from ..splits import FolderSplit, Split
 from ..stopping import Stop, agreed
@@ -137,7 +137,7 @@ def finetune(
                 }
                 net = accelerator.unwrap_model(tuner.network, keep_fp32_wrapper=False)
                 net.load_state_dict(load_file(out / BEST_FILE))
-                results = export(folder, net, data, plan, parent, facts, run.metrics(), workers)
+                results = export(folder, net, data, plan, parent, facts, read_metrics(out), workers)
         finally:
             run.release()
     return FinetuneResult(finished, tuner.epoch, out, folder, results)
