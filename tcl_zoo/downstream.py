@@ -94,7 +94,8 @@ def open_data(
         if not subfolders(base):
             missing = "" if folder.is_dir() else " (no such folder)"
             raise DataError(f"{folder}{missing} has no class folders: it needs <class>/* or train/<class>/*")
-        train = FolderSplit(base, channels=_channels(base))
+        train = FolderSplit(base)
+        train.channels = _channels(train)
         held, test = (_other(folder / part, train) if base != folder else None for part in ("val", "test"))
     else:
         raise DataError(f"which images? pass --data-dir FOLDER, or --dataset with one of {', '.join(KNOWN)}")
@@ -120,14 +121,13 @@ def load_known(name: str, root: str | os.PathLike[str] | None, split: str, downl
     return load_extra(name, root, split, download) if name in EXTRAS else load(name, root, split, download)
 
 
-def _channels(folder: Path) -> int:
+def _channels(split: FolderSplit) -> int:
     """1 where the images looked at are all gray, else 3; files that do not open are left to whoever needs them."""
     from PIL import Image
 
-    split = FolderSplit(folder)
     for file in split.files[:: -(-len(split) // _LOOK_AT)]:
         try:
-            with Image.open(folder / file) as image:
+            with Image.open(split.folder / file) as image:
                 if image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I"):
                     return 3
         except OSError:
