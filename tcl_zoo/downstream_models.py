@@ -84,6 +84,8 @@ def fitted_cfg(model: nn.Module, channels: int = 0, size: int = 0) -> dict[str, 
         values = [float(value) for value in cfg[key]]
         same = len(values) == channels
         cfg[key] = values if same else [sum(values) / len(values)] * channels
+    if size != own["input_size"][-1]:
+        cfg.pop("pool_size", None)  # of the maps at the other size
     cfg["input_size"] = [channels, size, size]
     cfg["crop_pct"] = 1.0 if size < SMALL else cfg.get("crop_pct") or 0.875
     return cfg

@@ -165,6 +165,7 @@ def _built(
     from timm.models import load_pretrained
 
     cfg = _complete(config["architecture"], {**config["pretrained_cfg"], "num_classes": config["num_classes"]})
+    own = bool(timm_kwargs) or not isinstance(num_classes, (int, type(None)))  # arguments that timm may not take
     asked = [*timm_kwargs, *(["num_classes"] if num_classes is not None else [])]
     own_size = config.get("model_args", {}).get("img_size")  # of a fine-tuned model with position embeddings
     with_weights = {**cfg, "state_dict": state}
@@ -190,8 +191,8 @@ def _built(
         if state is not None and not wraps:
             load_pretrained(model, with_weights, num_classes=classes, in_chans=timm_kwargs["in_chans"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        if asked and isinstance(error, TypeError):
-            raise  # an argument that the model does not take
+        if own and isinstance(error, TypeError):
+            raise
         # torch's second line names the first tensor that does not fit.
         reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
         what = f"{config['architecture']} with {', '.join(asked)}" if asked else config["architecture"]

@@ -76,8 +76,8 @@ def transfer(
         models: see :func:`tcl_zoo.downstream_models.open_model`.
         datasets: known data sets (``KNOWN``) or folders, tested on ``test/``, or ``val/``, or a held-out fifth.
         data_dir: where the known data sets are.
-        shots: training images of each class; 0 is all. Draws are nested: those of 5 are among those of 10. A number
-            that no class has more images than is left out, where all are asked for, too.
+        shots: training images of each class; 0 is all, as is a number that no class has more images than. Draws are
+            nested: those of 5 are among those of 10.
         seeds: draws of each number, but one of all images.
         C: inverse L2 penalty of the linear fit.
         k: neighbours, weighted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 import tcl_zoo
 from tcl_zoo import cards, cli, index
+from tcl_zoo.downstream_models import fitted_cfg
 from tcl_zoo.errors import DataError, RecipeError, TrainingError, WeightsError
 from tcl_zoo.finetune import Plan, export, finetune, loop
 from tcl_zoo.finetune.tuner import Tuner
@@ -277,6 +279,13 @@ def test_any_timm_model_at_another_size(photos, tmp_path):
     assert "random weights" in (result.release / "README.md").read_text()
 
 
+def test_another_size_has_another_pool(released):
+    """``pool_size`` is the map's at the size of training; without one it is worked out when the release is loaded."""
+    model = tcl_zoo.create_model(PARENT, weights_dir=released)
+    assert model.pretrained_cfg["pool_size"] == (2, 2) and fitted_cfg(model)["pool_size"] == (2, 2)
+    assert "pool_size" not in fitted_cfg(model, size=16)
+
+
 def test_data_set_by_name(tuned, released, tmp_path):
     """Known data: the test images are looked at, verify measures the folder again, and it could be published."""
     from tcl_zoo.publish import preview
@@ -375,6 +384,8 @@ def test_command(photos, released, tmp_path, capsys):
     assert cli.main([*args, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "of 12 test images" in out and str(tmp_path / "out" / "release") in out
+    told = re.search(r'^load: tcl_zoo\.create_model\("(.+)", pretrained=True\)$', out, re.M)
+    assert tcl_zoo.create_model(told[1], pretrained=True).num_classes == 3
     assert cli.main([*args, "--out", str(tmp_path / "cut"), "--time-limit", "0s"]) == 3
     assert cli.main([*args, "--out", str(tmp_path / "cut")]) == 0
     assert cli.main(["finetune", PARENT, "--cpu"]) == 2

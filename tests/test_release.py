@@ -280,6 +280,12 @@ def test_what_does_not_fit_is_named(released, tmp_path):
         assert named and set(named[1].split(", ")) == set(asked) and "size mismatch for fc." in str(caught.value)
     with pytest.raises(TypeError, match="instances of 'str' and 'int'"):
         tcl_zoo.create_model(NAME, pretrained=True, weights_dir=released, num_classes="10")
+    shutil.copytree(released / NAME, tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    config["model_args"]["img_size"] = 16
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="img_size"):  # not the caller's
+        tcl_zoo.create_model(NAME, pretrained=True, weights_dir=tmp_path / "odd", num_classes=0)
     for pretrained in (True, False):
         with pytest.raises(RecipeError, match="pretrained_cfg_overlay"):
             tcl_zoo.create_model(NAME, pretrained, weights_dir=released, pretrained_cfg={"mean": (0,)})

@@ -33,12 +33,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # Before Python 3.13 a list of arguments that may be empty ends at the first option.
-        if self._inside or self._subparsers is not None:
-            return super().parse_known_args(args, namespace)
+        # Before Python 3.13 a list of arguments that may be empty ends at the first option; what stands behind is left.
+        args = list(sys.argv[1:] if args is None else args)
+        found, left = super().parse_known_args(args, namespace)
+        if not left or self._inside or self._subparsers is not None or "--" in args:
+            return found, left
         self._inside = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            return self.parse_known_intermixed_args(args)
         finally:
             self._inside = False
 

@@ -95,5 +95,5 @@ def _run(args: argparse.Namespace) -> int:
         if found["top1"] is None:
             print("top-1 not measured: there are neither validation nor test images")
         print(f"weights of epoch {found['last_epoch']}: {result.release}")
-        print(f'load: tcl_zoo.create_model("{result.run_dir}", pretrained=True)')
+        print(f'load: tcl_zoo.create_model("{result.release}", pretrained=True)')
     return OK
