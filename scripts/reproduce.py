@@ -94,20 +94,22 @@ def main() -> int:
 
     main_process = PartialState(cpu=args.cpu).is_main_process
     PartialState().destroy_process_group()  # what follows is the main process's alone
-    if main_process:
-        from tcl_zoo.reproduce.results import render
+    if not main_process:
+        return OK  # a launcher would end the main process for another one's code
 
-        for plan in plans:
-            if files := render(plan, store, results, args.overwrite):
-                print(f"wrote {', '.join(map(str, files))}")
-            else:
-                print(f"kept {results / plan.stem}.csv, which is of more runs than are here: --overwrite replaces it")
-        if "report" in args.names:
-            from tcl_zoo.reproduce.overview import write_overview
+    from tcl_zoo.reproduce.results import render
 
-            print(f"wrote {write_overview(results, store.cards, Path('RESULTS.md'))}")
-        for note in notes:
-            print(f"not done: {note}", file=sys.stderr)
+    for plan in plans:
+        if files := render(plan, store, results, args.overwrite):
+            print(f"wrote {', '.join(map(str, files))}")
+        else:
+            print(f"kept {results / plan.stem}.csv, which is of more runs than are here: --overwrite replaces it")
+    if "report" in args.names:
+        from tcl_zoo.reproduce.overview import write_overview
+
+        print(f"wrote {write_overview(results, store.cards, Path('RESULTS.md'))}")
+    for note in notes:
+        print(f"not done: {note}", file=sys.stderr)
     if not finished:
         print("stopped; the same command goes on")
         return STOPPED

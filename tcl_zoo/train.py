@@ -114,11 +114,10 @@ def train(
     smaller = [f"--set batch_views={recipe.views * max(1, recipe.batch_images // 2)}"]
     smaller += [] if recipe.needs_probe else [f"--gradient-accumulation-steps {2 * gradient_accumulation_steps}"]
     with naming_the_lost(), within_memory(accelerator, f"{recipe.batch_views} views", *smaller):
-        with accelerator.main_process_first():
-            settings: dict[str, Any] = {"precision": accelerator.mixed_precision}
-            settings |= {"compile": True} if compile else {}
-            settings |= {"hold_out": hold_out} if hold_out else {}
-            run = Run(run_dir, recipe, settings, hold=accelerator.is_main_process)
+        settings: dict[str, Any] = {"precision": accelerator.mixed_precision}
+        settings |= {"compile": True} if compile else {}
+        settings |= {"hold_out": hold_out} if hold_out else {}
+        run = main_first(lambda: Run(run_dir, recipe, settings, hold=accelerator.is_main_process))
         try:
             resume(trainer, run)
             if trainer.gradients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -179,6 +180,14 @@ def test_reproduce_on_two_processes(tmp_path):
     command = [*command[: command.index("scripts/train.py")], "scripts/reproduce.py", "fig-5.5", "--cpu"]
     command += ["--dataset", "digits", "--encoder", "resnet20", "--scale", "0.005"]
     command += ["--runs-dir", str(tmp_path / "runs"), "--results-dir", str(tmp_path / "results")]
+    held = tmp_path / "runs" / "supcon_resnet20_digits-epochs=6-images=70"
+    held.mkdir(parents=True)
+    with (held / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(command)
+    assert done.returncode == 1, "torchrun's for any code but 0"
+    assert "another process is at it" in done.stdout and "stopped; the same command" in done.stdout, done.stdout
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 1, "the other job was done"
     done = run(command)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = sorted(path.parent for path in (tmp_path / "runs").glob("*/results.json"))

@@ -121,8 +121,8 @@ def finetune(
     results: dict[str, Any] = {}
     smaller = f"--batch-size {max(1, plan.batch_size // 2)}"
     with naming_the_lost(), within_memory(accelerator, f"{plan.batch_size} images", smaller):
-        with accelerator.main_process_first():
-            run = Run(out, plan, settings, lambda values: Plan(**values), hold=accelerator.is_main_process)
+        hold = accelerator.is_main_process
+        run = main_first(lambda: Run(out, plan, settings, lambda values: Plan(**values), hold))
         try:
             resume(tuner, run)
             stop = Stop(time_limit - (time.monotonic() - started) if time_limit is not None else None)
