@@ -90,11 +90,9 @@ def main() -> int:
             cpu=args.cpu, protocol=args.protocol, workers=args.workers,
         )  # fmt: skip
 
-    from accelerate import PartialState
+    from tcl_zoo.processes import main_alone
 
-    main_process = PartialState(cpu=args.cpu).is_main_process
-    PartialState().destroy_process_group()  # what follows is the main process's alone
-    if not main_process:
+    if not main_alone(args.cpu):
         return OK  # a launcher would end the main process for another one's code
 
     from tcl_zoo.reproduce.results import render

@@ -52,9 +52,8 @@ def main() -> int:
     chosen = override(recipe(args.name), args.set)
     keep_freed()
 
-    from accelerate import PartialState
-
     from tcl_zoo.evaluate import evaluate_run
+    from tcl_zoo.processes import main_alone
     from tcl_zoo.train import train
 
     result = train(
@@ -63,8 +62,7 @@ def main() -> int:
         gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=args.log_with, cpu=args.cpu,
         compile=args.compile, log_gradients=args.log_gradients, hold_out=args.hold_out,
     )  # fmt: skip
-    main_process = PartialState().is_main_process
-    PartialState().destroy_process_group()  # what follows is the main process's alone
+    main_process = main_alone(args.cpu)
     if not result.finished:
         if main_process:
             print(f"{result.epoch} of {chosen.epochs} epochs done; the same command goes on from {result.run_dir}")

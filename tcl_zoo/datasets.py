@@ -23,16 +23,8 @@ from .outside import bounded, expanded
 from .splits import FolderSplit, Split, holdout, loader, subfolders
 
 __all__ = [
-    "DATASETS",
-    "DatasetInfo",
-    "FolderSplit",
-    "Split",
-    "class_names",
-    "holdout",
-    "load",
-    "loader",
-    "pretrained_cfg",
-]
+    "DATASETS", "DatasetInfo", "FolderSplit", "Split", "class_names", "holdout", "load", "loader", "pretrained_cfg",
+]  # fmt: skip
 
 _MAX_IMAGES = 250_000  # of an archive that is read into memory
 _TORCHVISION = {  # torchvision's class, and its folder below the root

@@ -21,7 +21,7 @@ Normaliser = Callable[[Tensor], Tensor]
 
 
 def normaliser(cfg: Mapping[str, Any], device: torch.device | str = "cpu", resize: bool = True) -> Normaliser:
-    """uint8 [N, C, H, W] to float32 in channels_last as a ``pretrained_cfg`` says: mean, std, channels and size.
+    """uint8 [N, C, H, W] to float32 in channels_last as a ``pretrained_cfg`` says (SPEC section 4).
 
     Gray images are repeated for a colour model, colour ones turned to luma for a gray one; other sizes are resized
     (bilinear, antialiased) only where the model's stem needs it, that is from 64 pixels on, and never without

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from accelerate import PartialState
 
 from .errors import TclZooError, TrainingError, one_line
 from .ranks import ranks
@@ -66,6 +67,17 @@ def main_first(work: Callable[[], T]) -> T:
     """
     result = on_main(work)
     return work() if ranks()[0] else cast(T, result)
+
+
+def main_alone(cpu: bool = False) -> bool:
+    """Ends the work together, in every process; whether this is the main one, which goes on alone.
+
+    Args:
+        cpu: as accelerate was asked before, if it was.
+    """
+    state = PartialState(cpu=cpu)
+    state.destroy_process_group()
+    return bool(state.is_main_process)
 
 
 @contextmanager

@@ -70,9 +70,8 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from accelerate import PartialState
-
     from ..finetune import finetune
+    from ..processes import main_alone
 
     keep_freed()
     values = {key: value for key in args.fields if (value := getattr(args, key)) is not None}
@@ -81,8 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         time_limit=args.time_limit, download=args.download, workers=args.workers, cpu=args.cpu,
         dataset=args.dataset or "", pretrained=not args.scratch, **values,
     )  # fmt: skip
-    main_process = PartialState().is_main_process
-    PartialState().destroy_process_group()
+    main_process = main_alone(args.cpu)
     if not result.finished:
         if main_process:
             print(f"{result.epoch} epochs done; the same command goes on from {result.run_dir}")
