@@ -66,7 +66,7 @@ class Trainer(Session):
         in_chans = split.channels if isinstance(split, FolderSplit) else split.images.shape[1]
         encoder = timm.create_model(recipe.architecture, num_classes=0, in_chans=in_chans)
         objective = create_objective(recipe, encoder, len(split.classes))
-        network = Network(encoder, objective).to(memory_format=torch.channels_last)
+        network = Network(encoder, objective).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         on_gpu = accelerator.device.type == "cuda"
