@@ -160,9 +160,12 @@ def no_release(model: nn.Module, classes: Sequence[str], name: str) -> str:
     if why := complaint(config):
         return f"its configuration {why}"
     if "img_size" in config["model_args"]:  # windows that were fitted to a size are not what it is built with
-        again = timm.create_model(config["architecture"], num_classes=len(classes), **config["model_args"])
+        size = config["model_args"]["img_size"]
+        try:
+            again = timm.create_model(config["architecture"], num_classes=len(classes), **config["model_args"])
+        except (RuntimeError, ValueError, AssertionError):
+            return f"it cannot be built for {size} pixels, only be set to them; leave the size out"
         if _shape(model) != _shape(again):
-            size = config["model_args"]["img_size"]
             return f"built for {size} pixels it has other shapes than set to them; leave the size out"
     return ""
 
