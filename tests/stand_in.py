@@ -83,7 +83,7 @@ def _run(function: Any, args: Any, kwargs: Any) -> Any:
         on_device = isinstance(args[0], Held)
     elif there and not (name in _INDEXING and isinstance(args[0], Held)):
         left = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, Held) and tensor.dim()]
-        if left and name != "_to_copy":
+        if left:
             raise RuntimeError(f"{function} of tensors on two devices: those {left} are on the CPU")
     if _waiting(name, args, kwargs, on_device):
         lines = [frame for frame in traceback.extract_stack() if frame.filename.startswith(_PACKAGE)]

@@ -36,7 +36,8 @@ def test_what_could_not_be_loaded_again_is_refused_before_the_training(tmp_path)
     """Swin's windows follow the size it is set to, but not the one it is built with; V2 has them in no weight."""
     write(tmp_path / "photos", ["dark", "light"], 4)
     for name, size in (("swin_tiny_patch4_window7_224", 256), ("swinv2_tiny_window8_256", 320)):
-        with pytest.raises(TrainingError, match=f"not released: .*{size} pixels.*; leave the size out"):
+        why = f"(built for {size} pixels it has other shapes|it cannot be built for {size} pixels)"  # by timm's version
+        with pytest.raises(TrainingError, match=f"not released: {why}"):
             finetune(name, tmp_path / "photos", tmp_path / "run", size=size, pretrained=False)
     with pytest.raises(TrainingError, match="not released: 'a:b' cannot be a release's name"):
         finetune("test_resnet", tmp_path / "photos", tmp_path / "a:b", pretrained=False)
