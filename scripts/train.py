@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--gradient-accumulation-steps", type=count, default=1, metavar="N", help="ce only")
     parser.add_argument("--log-with", choices=("tensorboard", "trackio", "wandb"), help="a tracker of accelerate's")
     parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the encoder's kernels")
+    parser.add_argument("--no-graphs", action="store_true", help="do without CUDA graphs on a GPU")
     parser.add_argument("--log-gradients", type=count, nargs="?", const=50, default=0, metavar="N",
                         help="write the gradient responses of every N-th step to gradients.jsonl (N: 50)")  # fmt: skip
     parser.add_argument("--hold-out", type=count, default=0, metavar="N",
@@ -61,6 +62,7 @@ def main() -> int:
         time_limit=args.time_limit, download=args.download, workers=args.workers,
         gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=args.log_with, cpu=args.cpu,
         compile=args.compile, log_gradients=args.log_gradients, hold_out=args.hold_out,
+        graphs=not args.no_graphs,
     )  # fmt: skip
     main_process = main_alone(args.cpu)
     if not result.finished:

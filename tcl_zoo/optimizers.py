@@ -13,6 +13,16 @@ from .recipes import Recipe
 _LARS_ETA = 0.02  # SPEC section 5
 
 
+def fusable(recipe: Recipe, device: torch.device, precision: str) -> bool:
+    """Whether torch's fused kernels serve this training.
+
+    They want every gradient from the first step on, which a frozen part of a network has not; and where the first
+    step of fp16 overflows, as it does until the scale has settled, fused SGD goes on from a momentum that was never
+    written.
+    """
+    return device.type == "cuda" and precision != "fp16" and "freeze_epochs" not in dict(recipe.options)
+
+
 def create_optimizer(
     recipe: Recipe, network: nn.Module, constant: nn.Module | None = None, fused: bool = False
 ) -> torch.optim.Optimizer:

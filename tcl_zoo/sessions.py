@@ -107,6 +107,7 @@ def create_accelerator(
         raise TrainingError(f"unknown precision {precision!r}; known: auto, {', '.join(PRECISIONS)}")
     if log_with and log_with not in map(str, get_available_trackers()):
         raise TrainingError(f"{log_with} is not installed: pip install {log_with}")
+    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the convolutions of fp32 to 10 bits
     # accelerate remembers precision and device of the process's first Accelerator; a second training may want others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     PartialState(cpu=cpu)

@@ -64,6 +64,7 @@ def train(
     split: Split | FolderSplit | None = None,
     log_gradients: int = 0,
     hold_out: int = 0,
+    graphs: bool = True,
 ) -> TrainResult:
     """Trains a recipe, or goes on where its run folder stands.
 
@@ -84,6 +85,7 @@ def train(
             ``gradients.jsonl``; 0: none.
         hold_out: keep so many of the training images, stratified by class and the same at every seed, for
             :func:`tcl_zoo.evaluate.evaluate_run` to measure on, to choose hyperparameters without the test images.
+        graphs: replay steps as CUDA graphs where that is possible.
 
     Raises:
         TrainingError: the run cannot start or go on; a loss that is NaN or infinite.
@@ -106,7 +108,7 @@ def train(
     if hold_out:
         split, _ = holdout(split, hold_out)
     # First whatever may be refused, then the folder: a refused call leaves nothing behind.
-    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile)
+    trainer = Trainer(recipe, split, accelerator, workers, gradient_accumulation_steps, compile, graphs)
     if log_gradients:
         trainer.gradients = GradientLog(
             run_dir / "gradients.jsonl", trainer.network, log_gradients, accelerator.is_main_process

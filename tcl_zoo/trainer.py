@@ -17,11 +17,11 @@ from .analysis import GradientLog
 from .augment import MultiCrop
 from .batches import Batches
 from .datasets import pretrained_cfg
-from .errors import TrainingError
+from .errors import TrainingError, one_line
 from .features import normaliser
 from .graphs import GraphedBackward
 from .objectives import Objective, Views, create_objective
-from .optimizers import create_optimizer
+from .optimizers import create_optimizer, fusable
 from .recipes import Recipe
 from .sessions import Session
 from .splits import FolderSplit, Split
@@ -77,8 +77,7 @@ class Trainer(Session):
         self._graphs = graphs and on_gpu and accelerator.num_processes == 1
         self._graphs &= objective.capturable and accelerator.mixed_precision != "fp16"  # its scale is asked for
         self._graphed: GraphedBackward | None = None
-        # The fused kernels want every gradient from the first step on, which a frozen part of a network has not.
-        fused = on_gpu and "freeze_epochs" not in dict(recipe.options)
+        fused = fusable(recipe, accelerator.device, accelerator.mixed_precision)
         optimizer = create_optimizer(recipe, network, objective.constant_lr, fused)
         self.bare = network
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
@@ -131,7 +130,8 @@ class Trainer(Session):
             try:
                 self._graphed = GraphedBackward(self.backward, self.network, views, labels)
             except RuntimeError as error:
-                self.accelerator.print(f"without CUDA graphs: {str(error).splitlines()[0]}")
+                # A capture that was broken off ends in an error of its own, which hides the first one.
+                self.accelerator.print(f"without CUDA graphs: {one_line(error.__context__ or error)}")
                 self._graphs = False
         # Outside of the handler, whose error holds on to what the failed capture allocated.
         return self._graphed(views, labels) if self._graphed else self.backward(views, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -15,15 +16,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
 import tcl_zoo
 from tcl_zoo import cards, cli, index
+from tcl_zoo.downstream import open_data
 from tcl_zoo.downstream_models import fitted_cfg
 from tcl_zoo.errors import DataError, RecipeError, TrainingError, WeightsError
+from tcl_zoo.features import predict
 from tcl_zoo.finetune import Plan, export, finetune, loop
 from tcl_zoo.finetune.tuner import Tuner
+from tcl_zoo.sessions import create_accelerator
 from tcl_zoo.weights import UncheckedWarning
 
 PARENT = "tcl_resnet20_digits.e1"
@@ -57,6 +62,20 @@ def tune(photos: Path, out: Path, released: Path, **values: Any) -> Any:
 @pytest.fixture(scope="module")
 def tuned(photos, released, tmp_path_factory):
     return tune(photos, tmp_path_factory.mktemp("runs") / "photos", released, epochs=12, lr=5e-3)
+
+
+def test_the_epoch_is_chosen_by_figures_of_fp32(photos, released):
+    """Whatever training rounds to: the release is measured in float32, too."""
+    plan = Plan(PARENT, epochs=1, batch_size=12, augmentation="crop", size=8)
+    net = tcl_zoo.create_model(PARENT, pretrained=True, weights_dir=released, num_classes=3)
+    data = open_data(photos).fit(net.pretrained_cfg)
+    plain = copy.deepcopy(net)
+    tuner = Tuner(plan, net, data.train, data.val, create_accelerator("bf16", True))
+    tuner.begin_epoch()
+    tuner.step(*next(iter(tuner.batches.epoch(0))))
+    plain.load_state_dict(net.state_dict())
+    expected = F.cross_entropy(predict(plain, data.val), data.val.labels)
+    assert tuner.validate()[1] == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_what_it_reports_is_what_others_measure(tuned, photos):

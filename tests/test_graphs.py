@@ -40,6 +40,20 @@ def test_a_cpu_has_no_graphs() -> None:
     assert not trainer(cpu=True)._graphs
 
 
+def test_what_cannot_be_captured_goes_on_without_and_says_why(monkeypatch, capsys) -> None:
+    def capture(*args: object) -> None:
+        try:
+            raise RuntimeError("an operation that waits")
+        finally:
+            raise RuntimeError("failed due to a previous error during capture")
+
+    monkeypatch.setattr("tcl_zoo.trainer.GraphedBackward", capture)
+    made, eager = trainer(cpu=True), trainer(cpu=True)
+    made._graphs = True
+    assert torch.equal(weights_after(made, 2)[1], weights_after(eager, 2)[1])
+    assert capsys.readouterr().out == "without CUDA graphs: an operation that waits\n"
+
+
 @needs_gpu
 @pytest.mark.parametrize("name", ["tcl_resnet20_digits", "supcon_resnet20_digits", "ce_resnet20_digits"])
 def test_replayed_steps_are_the_eager_steps(name: str) -> None:

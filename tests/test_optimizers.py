@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tcl_zoo.optimizers import create_optimizer
+from tcl_zoo.optimizers import create_optimizer, fusable
 from tcl_zoo.recipes import recipe
 
 
@@ -69,3 +69,27 @@ def test_parameter_groups():
         assert len(held) == len({id(p) for p in held})
         fixed = {id(p) for group in optimizer.param_groups if not group["scheduled"] for p in group["params"]}
         assert fixed == {id(p) for p in trained[3].parameters()}
+
+
+@pytest.fixture
+def unwritten_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_first_step_that_overflows_in_fp16_leaves_no_trace(unwritten_is_nan):
+    plan, gpu = recipe("tcl_resnet20_cifar10"), torch.device("cuda")
+    assert fusable(plan, gpu, "bf16") and not fusable(plan, torch.device("cpu"), "bf16")
+    trained = nn.Linear(4, 3)
+    before = trained.weight.detach().clone()
+    optimizer = create_optimizer(plan, trained, fused=fusable(plan, gpu, "fp16"))
+    scaler = torch.amp.GradScaler("cpu")
+    for gradient in (torch.inf, 1.0, 1.0):
+        scaler.scale(trained(torch.ones(2, 4)).sum()).backward()
+        for p in trained.parameters():
+            p.grad = torch.full_like(p, gradient)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert 0 < float((trained.weight - before).detach().abs().max()) < 1

@@ -61,6 +61,8 @@ class Tuner(Session):
         self.ema = ModelEmaV3(model, plan.ema, use_warmup=True) if plan.ema else None
         self.model: Any = model
         self.network, self.optimizer = accelerator.prepare(model, optimizer)
+        # Its forward without accelerate's autocast, which :meth:`step` turns on: what is measured is float32's.
+        accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         side = plan.size if isinstance(train, FolderSplit) else train.images.shape[-1]
