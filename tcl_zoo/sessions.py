@@ -88,7 +88,7 @@ class Session(ABC):
 def create_accelerator(
     precision: str, cpu: bool, log_with: str | None = None, run_dir: Path | None = None, partial: bool = False
 ) -> Accelerator:
-    """The accelerator of one training; ``auto`` is bf16 on a GPU that has it, else fp32.
+    """The accelerator of one training; ``auto`` is bf16 on a GPU that has it, else fp32. Turns TF32 off.
 
     Args:
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
