@@ -24,6 +24,7 @@ _LOST = "lost"  # what a process reports that only noticed
 # What gloo, NCCL and the store say when the other end is gone.
 _TRANSPORT = ("gloo", "nccl", "connection", "socket", "broken pipe", "recvvalue", "timed out", "timeout")
 _LONGEST = timedelta(days=7)  # that anybody waits for the main process's work
+_SETTLING = 0.5  # seconds; under load a thread of the transport lets go of its last tensor some 10 ms late
 _numbers = itertools.count()  # of the pieces of work: every process comes by all of them, in the same order
 
 T = TypeVar("T")
@@ -77,6 +78,10 @@ def main_alone(cpu: bool = False) -> bool:
     """
     state = PartialState(cpu=cpu)
     state.destroy_process_group()
+    if state.num_processes > 1:
+        # DDP keeps gloo's threads alive (torch 2.15). One that lets go of a tensor of Python's while the interpreter
+        # ends aborts the process, "terminate called without an active exception" (pytorch/pytorch#179291).
+        time.sleep(_SETTLING)
     return bool(state.is_main_process)
 
 

@@ -196,6 +196,33 @@ def test_reproduce_on_two_processes(tmp_path):
     assert (tmp_path / "results" / "fig-5.5_digits-resnet20-x0.005.png").is_file()
 
 
+LEAVING = """
+import os, sys
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tcl_zoo.processes import main_alone
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+sys.setswitchinterval(0.5)  # so late does a thread get the interpreter that another one does not give up
+PartialState(cpu=True)
+net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
+net(torch.ones(2, 3)).sum().backward()
+for _ in range(3):
+    broadcast_object_list(["said"])
+main_alone(cpu=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot keep processes on one core here")
+def test_leaving_does_not_abort(tmp_path):
+    """The transport's threads let go of what they sent before the interpreter ends, also on a busy machine."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    command = launch(4, tmp_path)
+    done = run([*command[: command.index("scripts/train.py")], str(script)])
+    assert done.returncode == 0, done.stderr
+
+
 def lines(run_dir: Path) -> list[dict]:
     return [json.loads(text) for text in (run_dir / "metrics.jsonl").open()]
 
