@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from tcl_zoo.datasets import Split
+from tcl_zoo.datasets import Split, pretrained_cfg
 from tcl_zoo.objectives import Views
 from tcl_zoo.recipes import override, recipe
 from tcl_zoo.sessions import create_accelerator
@@ -25,12 +25,17 @@ _TARGETS = {"resnet18": 1.10, "resnet20": 1.15}
 
 
 def made_up(
-    name: str, n: int, device: str, precision: str, compile: bool = False, settings: tuple[str, ...] = ()
+    name: str, n: int, device: str, precision: str, settings: tuple[str, ...] = (), **switches: bool
 ) -> Trainer:
-    """A trainer of recipe ``name`` on ``n`` images of ten classes made for it; ``settings`` as ``--set`` takes them."""
-    split = Split(images(n), torch.arange(n) % 10, tuple(map(str, range(10))))
+    """A trainer of recipe ``name`` on ``n`` images made for it, of its data set's size and of ten classes.
+
+    ``settings`` are as ``--set`` takes them, ``switches`` (``compile``, ``graphs``) as ``Trainer`` does.
+    """
+    plan = override(recipe(name), settings)
+    channels, side, _ = pretrained_cfg(plan.dataset)["input_size"]
+    split = Split(images(n, side)[:, :channels].contiguous(), torch.arange(n) % 10, tuple(map(str, range(10))))
     accelerator = create_accelerator(precision, device == "cpu", None, Path())
-    trainer = Trainer(override(recipe(name), settings), split, accelerator, compile=compile)
+    trainer = Trainer(plan, split, accelerator, **switches)
     trainer.network.train()
     return trainer
 
@@ -81,8 +86,9 @@ def endless(trainer: Trainer) -> Iterator[tuple[Views, Tensor]]:
 
 
 def epoch(
-    name: str, device: str, precision: str, steps: int = 50, peak_tflops: float = 0.0, compile: bool = False
-) -> None:
+    name: str, device: str, precision: str, steps: int = 50, peak_tflops: float = 0.0, compile: bool = False,
+    graphs: bool = True,
+) -> None:  # fmt: skip
     """Prints epoch seconds, views/s, FLOP/s and a profile of a recipe on this machine, on images made for it.
 
     Args:
@@ -92,11 +98,12 @@ def epoch(
         steps: how many are timed at least; whole chunks of views, so that making them is in it.
         peak_tflops: of the device in this precision, for the utilisation; 0: not printed.
         compile: with ``torch.compile``.
+        graphs: on a GPU with CUDA graphs, as the trainings.
     """
     from torch.profiler import ProfilerActivity, profile
     from torch.utils.flop_counter import FlopCounterMode
 
-    trainer = made_up(name, 16_384, device, precision, compile)
+    trainer = made_up(name, 16_384, device, precision, compile=compile, graphs=graphs)
     chunk = trainer.batches.chunk_steps
     steps = -(-steps // chunk) * chunk
 

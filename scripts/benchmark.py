@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50, help="epoch: timed steps")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="epoch: of the device, for the utilisation")
     parser.add_argument("--compile", action="store_true", help="epoch: with torch.compile")
+    parser.add_argument("--no-graphs", action="store_true", help="epoch: do without CUDA graphs on a GPU")
     args = parser.parse_args()
     if "finetune" in args.suites and (not args.encoder or args.seeds < 1):
         parser.error("finetune needs an --encoder and at least one of --seeds")
@@ -71,7 +72,9 @@ def main() -> int:
         runs_dir=args.runs_dir,
     )  # fmt: skip
     if suites == ("epoch",):
-        loop.epoch(args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile)
+        loop.epoch(
+            args.name, args.device, args.precision, args.steps, args.peak_tflops, args.compile, not args.no_graphs
+        )
     else:
         runs[suites[0]](args.quick)
     return OK
