@@ -27,7 +27,7 @@ _TARGETS = {"resnet18": 1.10, "resnet20": 1.15}
 def made_up(
     name: str, n: int, device: str, precision: str, settings: tuple[str, ...] = (), **switches: bool
 ) -> Trainer:
-    """A trainer of recipe ``name`` on ``n`` images made for it, of its data set's size and of ten classes.
+    """A trainer of recipe ``name`` on ``n`` images made for it: its data set's pixels and channels, ten classes.
 
     ``settings`` are as ``--set`` takes them, ``switches`` (``compile``, ``graphs``) as ``Trainer`` does.
     """

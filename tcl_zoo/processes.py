@@ -24,7 +24,7 @@ _LOST = "lost"  # what a process reports that only noticed
 # What gloo, NCCL and the store say when the other end is gone.
 _TRANSPORT = ("gloo", "nccl", "connection", "socket", "broken pipe", "recvvalue", "timed out", "timeout")
 _LONGEST = timedelta(days=7)  # that anybody waits for the main process's work
-_SETTLING = 0.5  # seconds; under load a thread of the transport lets go of its last tensor some 10 ms late
+_SETTLING = 0.5  # seconds; under load a thread of the transport lets go of its last tensor a moment late
 _numbers = itertools.count()  # of the pieces of work: every process comes by all of them, in the same order
 
 T = TypeVar("T")
