@@ -85,6 +85,7 @@ class Verification:
         ok: the card holds: the same test images, top-1 within 2 images in 10,000 (at least 1), golden output within
             1e-3.
         predictions: [n] predicted classes; ``labels`` [n] and ``classes`` go with it.
+        fingerprint: of the images that were measured.
     """
 
     name: str
@@ -99,6 +100,14 @@ class Verification:
     predictions: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    fingerprint: str
+
+    def against(self, other: Verification) -> tuple[int, int] | None:
+        """How many images this model alone has right, and how many the other alone; None where they saw others."""
+        if self.fingerprint != other.fingerprint:
+            return None
+        ours, theirs = self.predictions == self.labels, other.predictions == other.labels
+        return int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
 
     def confusion(self) -> Tensor:
         """[classes, classes] counts, true class by row."""
@@ -172,9 +181,11 @@ def verify(
     ours = golden_output(model, release.config["pretrained_cfg"])
     difference = float((ours - golden).abs().max()) if ours.shape == golden.shape else float("inf")
     test = fit(load_known(dataset, data_dir, "test", download), release.config["pretrained_cfg"])
-    same, left_out = test.fingerprint() == fingerprint, 0
+    measured, left_out = test.fingerprint(), 0
+    same = measured == fingerprint
     if not same and altered and (others := altered.others(test)):
         test, same, left_out, reported = others, True, len(altered.images), 100 * altered.hits / altered.n
+        measured = altered.fingerprint
     device = default_device(device)
     predictions = predict(model.to(device), test).argmax(1)
     labels = test.labels.cpu()
@@ -182,7 +193,8 @@ def verify(
     close = abs(hits - reported / 100 * n) <= math.ceil(TOLERANCE_IMAGES * n / 10_000) + 1e-6
     ok = difference <= TOLERANCE_GOLDEN and close and same
     return Verification(
-        name, reported, 100 * hits / n, n, hits, left_out, same, difference, ok, predictions, labels, test.classes
+        name, reported, 100 * hits / n, n, hits, left_out, same, difference, ok, predictions, labels, test.classes,
+        measured,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import tcl_zoo
 from tcl_zoo import cli
+from tcl_zoo.datasets import load
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "tcl_resnet20_digits.e1"
@@ -99,8 +103,6 @@ def test_verify(capsys, released, tmp_path):
 
 
 def test_verify_fails_with_exit_code_1(capsys, released, tmp_path):
-    import shutil
-
     shutil.copytree(released / NAME, tmp_path / NAME)
     path = tmp_path / NAME / "config.json"
     config = json.loads(path.read_text())
@@ -111,8 +113,6 @@ def test_verify_fails_with_exit_code_1(capsys, released, tmp_path):
 
 
 def test_verify_compares_nothing_on_other_images(capsys, released, tmp_path):
-    import shutil
-
     shutil.copytree(released / NAME, tmp_path / NAME)
     path = tmp_path / NAME / "config.json"
     config = json.loads(path.read_text())
@@ -120,6 +120,39 @@ def test_verify_compares_nothing_on_other_images(capsys, released, tmp_path):
     path.write_text(json.dumps(config))
     code, out, _ = run(capsys, "verify", NAME, "--weights-dir", str(tmp_path), "--device", "cpu")
     assert code == 2 and "NOT COMPARED" in out and "OK" not in out
+
+
+def test_verify_compares_names_on_the_same_images(capsys, released):
+    """Digits' two released trainings, counted from images that its documented transform made."""
+    first, second = "tcl_resnet20_digits", "supcon_resnet20_digits"
+    code, out, _ = run(capsys, "verify", first, second, "--device", "cpu")
+    assert code == 0 and out.count("OK: the card holds") == 2
+    digits = load("digits", split="test")
+    right = []
+    for name in (first, second):
+        transform, model = tcl_zoo.create_transform(name), tcl_zoo.create_model(name, pretrained=True).eval()
+        images = torch.stack([transform(Image.fromarray(image.numpy())) for image in digits.images.squeeze()])
+        right.append(model(images).argmax(1) == digits.labels)
+    alone = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    assert f"{first} - {second}\n  {100 * (alone[0] - alone[1]) / 360:+.2f} ± " in out
+    assert f"of which {alone[0]} by the first alone and {alone[1]} by the second alone are right" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+    code, out, _ = run(capsys, "verify", first, "nothing_like_it", "--device", "cpu")
+    assert code == 2 and " - " not in out
+    code, _, err = run(capsys, "verify", first, second, "--revision", "main")
+    assert code == 2 and "are for one name" in err
+
+
+def test_verify_of_several_names_fails_with_the_worst(capsys, released, tmp_path):
+    """A damaged release, then one that holds: both are told of, none is compared with what was not measured."""
+    shutil.copytree(released / NAME, tmp_path / "a" / NAME)
+    weights = tmp_path / "a" / NAME / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    code, out, err = run(capsys, "verify", str(tmp_path / "a" / NAME), str(released / NAME), "--device", "cpu")
+    assert code == 1 and "sha256" in err and "OK: the card holds" in out and " - " not in out
 
 
 @pytest.mark.parametrize("args", [["predict", "~no-one/x", "a.png"], ["finetune", NAME, "--data-dir", "~no-one/x"]])

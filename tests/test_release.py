@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import scipy.stats
 import timm
 import torch
 from huggingface_hub import ModelCard
@@ -25,7 +28,7 @@ from tcl_zoo.downstream_models import own_name
 from tcl_zoo.errors import RecipeError, TrainingError, WeightsError
 from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
-from tcl_zoo.intervals import rate_interval
+from tcl_zoo.intervals import paired_interval, rate_interval
 from tcl_zoo.pictures import confusion, embedding, training_curve
 from tcl_zoo.places import find
 from tcl_zoo.release import record, release, update_index
@@ -158,6 +161,28 @@ def test_interval_is_wilsons(hits, n):
 
     expected = binomtest(hits, n).proportion_ci(method="wilson")
     assert rate_interval(100 * hits / n, n) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(330, 309, 10_000), (0, 0, 360), (5, 0, 20), (0, 3, 7)])
+def test_paired_interval_is_agrestis_and_mins(first, second, n):
+    """Wald's interval of the mean difference, by numpy, over the images and half an image more in each cell."""
+    cells, weights = [1, -1, 0, 0], [first + 0.5, second + 0.5, 0.5, n - first - second + 0.5]
+    mean = np.average(cells, weights=weights)
+    error = math.sqrt(np.average((cells - mean) ** 2, weights=weights) / (n + 2))
+    difference, half = paired_interval(first, second, n)
+    assert half == pytest.approx(100 * scipy.stats.norm.ppf(0.975) * error, rel=1e-6)
+    assert difference == pytest.approx(100 * (first - second) / n)
+
+
+def test_against_counts_images_that_one_alone_has_right(released):
+    checked = verify(NAME, weights_dir=released, device="cpu")
+    assert checked.against(checked) == (0, 0)
+    other = (checked.labels + 1) % 10  # all wrong, but for the first ten
+    other[:10] = checked.labels[:10]
+    right = checked.predictions == checked.labels
+    expected = int(right[10:].sum()), int((~right[:10]).sum())
+    assert checked.against(dataclasses.replace(checked, predictions=other)) == expected
+    assert checked.against(dataclasses.replace(checked, fingerprint="of other images")) is None
 
 
 def test_index_forgets_a_publication_of_something_else(released, copy, monkeypatch):

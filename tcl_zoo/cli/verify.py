@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import combinations
+from typing import TYPE_CHECKING
 
 from ._common import FAILED, OK, WRONG, Add, data_options, picture, weights_option
+
+if TYPE_CHECKING:
+    from ..verify import Verification
 
 
 def register(add: Add) -> None:
     """Adds the command."""
-    sub = add("verify", _run, "measure a release again and hold it against its card",
+    sub = add("verify", _run, "measure releases again and hold them against their cards",
               "tcl-zoo verify tcl_resnet20_digits --per-class --confusion confusion.png")  # fmt: skip
-    sub.add_argument("name", help="a released name, a release folder, or hf-hub:ORG/NAME")
+    sub.add_argument(
+        "names", nargs="+", metavar="NAME",
+        help="a released name, a release folder, or hf-hub:ORG/NAME; several of one data set are compared, too",
+    )  # fmt: skip
     data_options(sub)
     weights_option(sub)
     sub.add_argument("--revision", help="of the Hub repository, instead of the pinned one")
@@ -22,17 +30,32 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..verify import TOLERANCE_GOLDEN, plot_confusion, verify
+    from ..errors import TclZooError
+    from ..verify import verify
     from ..weights import DamagedError
 
-    try:
-        v = verify(
-            args.name, args.data_dir, weights_dir=args.weights_dir, revision=args.revision, sha256=args.sha256,
-            device=args.device, download=args.download,
-        )  # fmt: skip
-    except DamagedError as error:  # not what was released: a check that failed, not wrong use
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+    if len(args.names) > 1 and (args.revision or args.sha256 or args.confusion):
+        raise TclZooError("--revision, --sha256 and --confusion are for one name")
+    codes, measured = [], []
+    for name in args.names:
+        try:
+            v = verify(
+                name, args.data_dir, weights_dir=args.weights_dir, revision=args.revision, sha256=args.sha256,
+                device=args.device, download=args.download,
+            )  # fmt: skip
+        except DamagedError as error:  # not what was released: a check that failed, not wrong use
+            print(f"error: {error}", file=sys.stderr)
+            codes.append(FAILED)
+        else:
+            codes.append(_report(v, args))
+            measured.append(v)
+    _compare(measured)
+    return next((code for code in (FAILED, WRONG) if code in codes), OK)
+
+
+def _report(v: Verification, args: argparse.Namespace) -> int:
+    from ..verify import TOLERANCE_GOLDEN, plot_confusion
+
     print(f"{v.name}")
     print(f"  reported  {v.reported:6.2f} %")
     print(f"  measured  {v.measured:6.2f} %  ({v.hits:,} of {v.n:,} test images)")
@@ -53,3 +76,15 @@ def _run(args: argparse.Namespace) -> int:
     print("  NOT COMPARED: the golden output holds, but these are other test images than")
     print("  the card's (by fingerprint): give those to hold its top-1 to account")
     return WRONG
+
+
+def _compare(measured: list[Verification]) -> None:
+    """Each pair that saw the same images. The interval is over images; what another training gives is not in it."""
+    from ..intervals import paired_interval
+
+    for first, second in combinations(measured, 2):
+        if alone := first.against(second):
+            difference, half = paired_interval(*alone, first.n)
+            print(f"{first.name} - {second.name}")
+            print(f"  {difference:+.2f} ± {half:.2f} points (95 %) on the same {first.n:,} images,")
+            print(f"  of which {alone[0]:,} by the first alone and {alone[1]:,} by the second alone are right")

@@ -52,8 +52,8 @@ def embed(
 ) -> Embedded:
     """Pooled features of image files, in order, into one file; goes on where the same call was stopped.
 
-    Memory does not grow with the number of images, but for the names in one folder while it is listed (some 0.3 kB
-    each: they are sorted); they are let go before the first image is read.
+    Memory does not grow with the number of images, but for the names in one folder while it is listed (they
+    are sorted); they are let go before the first image is read.
 
     Args:
         pipeline: of :func:`tcl_zoo.pipeline.pipeline`, or the name that it takes.
