@@ -1,4 +1,4 @@
-"""Any encoder, as fine-tuning and the transfer benchmark take it: of this zoo, of a folder, or of timm."""
+"""Any encoder, as fine-tuning, embedding and the transfer benchmark take it: of this zoo, a folder, or timm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import RecipeError, WeightsError
+from .errors import WeightsError, one_line
 from .models import create_model
 from .places import find, is_timms, run_folder
 
@@ -15,7 +15,12 @@ SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes im
 
 
 def open_model(
-    name: str, *, pretrained: bool = True, weights_dir: str | os.PathLike[str] | None = None, **timm_kwargs: Any
+    name: str | os.PathLike[str],
+    *,
+    pretrained: bool = True,
+    weights_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+    **timm_kwargs: Any,
 ) -> nn.Module:
     """A model of this zoo, a release or run folder, or any timm model.
 
@@ -24,29 +29,30 @@ def open_model(
             finished run folder, of a training or a fine-tuning; any timm name.
         pretrained: with its weights.
         weights_dir: a release folder, or a folder of them.
+        sha256: of ``model.safetensors`` of a release: nothing else is loaded.
         **timm_kwargs: ``num_classes``, ``in_chans``, ``drop_path_rate`` ...
 
     Raises:
         RecipeError: unknown name.
-        WeightsError: no weights, or a ``weights_dir`` beside a name that brings its own.
+        WeightsError: no weights, timm cannot build this with them, or a ``weights_dir`` beside a name that brings its
+            own.
     """
     import timm
 
     if pretrained and weights_dir is not None and brings_weights(name):
         raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
     place = find(name, None if brings_weights(name) else weights_dir)
-    name, weights_dir, run = place
-    if run is not None:
-        return create_model(name, pretrained, **{"num_classes": 0, **timm_kwargs})
-    if place.timms:
-        try:
-            return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
-        except (RuntimeError, TypeError) as error:  # a TypeError: an argument that this model has not
-            raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
-    return create_model(name, pretrained, weights_dir=weights_dir, **timm_kwargs)
+    if not place.timms:
+        return create_model(place.name, pretrained, weights_dir=place.weights_dir, sha256=sha256, **timm_kwargs)
+    if sha256:
+        raise WeightsError(f"{name} is timm's, and not held to a sha256: leave it out")
+    try:
+        return timm.create_model(place.name, pretrained=pretrained, **timm_kwargs)
+    except Exception as error:  # no network, no such tag or argument, a damaged cache: timm and the Hub raise anything
+        raise WeightsError(f"timm cannot {'load' if pretrained else 'build'} {name}: {one_line(error)}") from error
 
 
-def brings_weights(name: str) -> bool:
+def brings_weights(name: str | os.PathLike[str]) -> bool:
     """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
     return run_folder(name) is not None or is_timms(str(name))
 

@@ -235,9 +235,6 @@ def create_transform(
         RecipeError: unknown name.
         WeightsError: a place that has no release, or cannot be reached.
     """
-    from timm.data import create_transform as timm_transform
-    from torchvision.transforms import v2
-
     from .datasets import pretrained_cfg
 
     name, weights_dir, run = _found(name, weights_dir)
@@ -248,9 +245,17 @@ def create_transform(
     else:
         folder = release_folder(name, weights_dir) or index.bundled_folder(name)
         cfg = read_config(folder)["pretrained_cfg"] if folder else pretrained_cfg(recipe(name).dataset)
+    return transform_of(cfg)
+
+
+def transform_of(cfg: dict[str, Any]) -> Any:
+    """PIL image of any mode to model input [C, S, S] float32, by a ``pretrained_cfg``."""
+    from timm.data import create_transform as timm_transform
+    from torchvision.transforms import v2
+
     size = tuple(cfg["input_size"])
     transform = timm_transform(
         size, is_training=False, interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"],
-        crop_pct=cfg.get("crop_pct", 1.0),
+        crop_pct=cfg.get("crop_pct", 1.0), crop_mode=cfg.get("crop_mode"),
     )  # fmt: skip
     return v2.Compose([v2.Lambda(functools.partial(convert, mode="L" if size[0] == 1 else "RGB")), transform])

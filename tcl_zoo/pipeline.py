@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .errors import DataError, WeightsError, one_line
+from .downstream_models import open_model
+from .errors import DataError, WeightsError
 from .features import default_device, frozen, pooled
-from .images import batched, convert, read, reason, shown
+from .images import batched, read, reason, shown
 from .memory import give_back_freed
-from .models import create_model, create_transform
+from .models import transform_of
 from .places import find
 from .splits import loader
 
@@ -135,6 +135,7 @@ def pipeline(
     weights_dir: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     pretrained: bool = True,
+    sha256: str | None = None,
 ) -> Pipeline:
     """Loads a model with its transform and its label names.
 
@@ -144,30 +145,19 @@ def pipeline(
         weights_dir: a release folder, or a folder of them.
         device: a GPU where there is one, if not given.
         pretrained: False for random weights.
+        sha256: of ``model.safetensors`` of a release: nothing else is loaded.
 
     Raises:
         RecipeError: a name that neither this zoo nor timm knows.
         WeightsError: no weights, or not those that were released.
     """
-    import timm
-    from torchvision.transforms import v2
+    from timm.data import resolve_model_data_config
 
     device = default_device(device)
-    place = find(name, weights_dir)
-    name, weights_dir, _ = place
-    if not place.timms:
-        model = create_model(name, pretrained=pretrained, weights_dir=weights_dir)
-        transform = create_transform(name, weights_dir=weights_dir)
-    else:
-        try:
-            model = timm.create_model(name, pretrained=pretrained)
-        except Exception as error:  # no network, no such tag, a damaged cache: timm and the Hub client raise anything
-            raise WeightsError(f"timm cannot load {name}: {one_line(error)}") from error
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-        mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
-        transform = v2.Compose([v2.Lambda(functools.partial(convert, mode=mode)), transform])
+    model = open_model(name, pretrained=pretrained, weights_dir=weights_dir, sha256=sha256)
+    transform = transform_of(resolve_model_data_config(model))
     mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"  # type: ignore[index]
-    return Pipeline(name, model.to(device).eval(), transform, mode, _labels(model), device)
+    return Pipeline(find(name, weights_dir).name, model.to(device).eval(), transform, mode, _labels(model), device)
 
 
 def predict(
@@ -176,6 +166,7 @@ def predict(
     top: int = 5,
     weights_dir: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
+    sha256: str | None = None,
 ) -> list[tuple[str, float]]:
     """What a model sees in one image: (label, probability in 0..1), likeliest first.
 
@@ -187,13 +178,14 @@ def predict(
         top: how many labels.
         weights_dir: a release folder, or a folder of them.
         device: a GPU where there is one, if not given.
+        sha256: as for :func:`pipeline`.
 
     Raises:
         RecipeError: unknown name.
         WeightsError: no weights, or a model without a classifier.
         DataError: a file that does not decode.
     """
-    return pipeline(name, weights_dir, device).predict(image, top)
+    return pipeline(name, weights_dir, device, sha256=sha256).predict(image, top)
 
 
 def _labels(model: Any) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ checkout's ``model_cards/``; the Hub at the revision that ``index.json`` pins. `
 ``local-dir:PATH`` name a place instead.
 
 The file is read once, its sha256 compared, and the very bytes that were compared are loaded: against ``sha256=`` where
-the caller gives one, against ``index.json`` for a released name, else against the release's own ``config.json``, with
-an :class:`UncheckedWarning` for a place that nobody vouches for. Only ``config.json`` and ``model.safetensors`` are
-ever fetched or opened, and a configuration may set nothing but the values this zoo writes.
+the caller gives one, against ``index.json`` for a released name, else against the release's own ``config.json``. A
+folder or repository that says other than the index does loads with an :class:`UncheckedWarning`.
+
+Only ``config.json`` and ``model.safetensors`` are ever fetched or opened, and a configuration may set nothing but the
+values this zoo writes.
 """
 
 from __future__ import annotations
@@ -122,8 +124,8 @@ def locate(
 
     Args:
         name: a released name, ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
-        weights_dir: a release folder, or a folder of them; with other weights than those released under its name it
-            comes with an :class:`UncheckedWarning`, unless ``sha256`` says that they are meant.
+        weights_dir: a release folder, or a folder of them; with other weights, or another ``config.json``, than those
+            released under its name it comes with an :class:`UncheckedWarning`, unless ``sha256`` says that it is meant.
         revision: of the Hub repository; for a released name what ``index.json`` pins where not given.
         cache_dir: huggingface_hub's cache.
         sha256: what ``model.safetensors`` must hash to, instead of what the index or the release says.
@@ -148,14 +150,16 @@ def locate(
     if folder is not None:
         config = read_config(folder)
         own = config["tcl_zoo"]["sha256"]
-        if entry and weights and not sha256 and own != entry["sha256"]:
+        release = Release(name, folder, config, sha256 or own, "weights_dir")
+        if entry and weights and not sha256 and not _holds(release, entry):
+            what = "weights" if own != entry["sha256"] else "labels, figures or input"
             warnings.warn(
-                f"{folder} has other weights than those released as {name}. Where they are meant, say so: "
+                f"{folder} has other {what} than what was released as {name}. Where that is meant, say so: "
                 f'sha256="{own}"',
                 UncheckedWarning,
                 stacklevel=3,
             )
-        return Release(name, folder, config, sha256 or own, "weights_dir")
+        return release
     if entry is None:
         recipe(name)
         released = index.entries()
@@ -258,9 +262,15 @@ def _hold(path: Path, name: str, expected: str) -> bytes:
     return data
 
 
+def _holds(release: Release, entry: dict[str, Any]) -> bool:
+    """Whether a release says of itself what the index says of it: its weights, and all else in ``config.json``."""
+    said = hashlib.sha256((release.folder / CONFIG_FILE).read_bytes()).hexdigest()
+    return release.sha256 == entry["sha256"] and said == entry.get("config_sha256", said)
+
+
 def _vouch(release: Release) -> Release:
-    """Warns of a place whose weights nobody vouches for."""
-    if release.sha256 not in {entry["sha256"] for entry in index.entries().values()}:
+    """Warns of a place that the index does not vouch for."""
+    if not any(_holds(release, entry) for entry in index.entries().values()):
         warnings.warn(
             f"{release.name} was checked against its own config.json alone: nobody vouches for its weights, labels "
             f'and figures. Pass sha256="{release.sha256}" to hold the weights to what they are now',

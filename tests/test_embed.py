@@ -141,6 +141,13 @@ def test_the_same_again_is_no_work_and_something_else_is_refused(capsys, digits,
     assert code == 0 and f"{len(list((digits / '2').iterdir()))} images" in text
 
 
+def test_no_images_leave_nothing_behind(tmp_path):
+    for none in ([], iter(())):
+        with pytest.raises(DataError, match="no images to embed"):
+            embed(NAME, none, tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -155,7 +155,7 @@ def test_where_a_parent_is_on_the_hub(released, tmp_path, monkeypatch):
     config["tcl_zoo"]["sha256"] = "0" * 64
     (other / "config.json").write_text(json.dumps(config))
     assert "hub" not in facts(str(other))  # of the same name, but not those weights
-    monkeypatch.setattr(export, "locate", lambda *_: SimpleNamespace(config=config, sha256="1" * 64))
+    monkeypatch.setattr(export, "locate", lambda *_, **__: SimpleNamespace(config=config, sha256="1" * 64))
     assert facts("hf-hub:someone/else@main")["hub"] == "someone/else"
 
 

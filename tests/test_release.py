@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import tcl_zoo
-from tcl_zoo import index
+from tcl_zoo import cli, index
 from tcl_zoo._ssl_recipes import SELF_SUPERVISED, TITLES
 from tcl_zoo.cards import card
 from tcl_zoo.datasets import load, pretrained_cfg
@@ -30,6 +30,7 @@ from tcl_zoo.evaluate import evaluate_run
 from tcl_zoo.features import predict
 from tcl_zoo.intervals import paired_interval, rate_interval
 from tcl_zoo.pictures import confusion, embedding, training_curve
+from tcl_zoo.pipeline import pipeline
 from tcl_zoo.places import find
 from tcl_zoo.release import record, release, update_index
 from tcl_zoo.train import train
@@ -359,11 +360,54 @@ def test_other_weights_under_a_released_name(tmp_path, monkeypatch, recwarn):
     (tmp_path / name / "config.json").write_text(json.dumps(config))
     tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path, sha256=sha256)
     assert not recwarn.list
-    with pytest.warns(UncheckedWarning, match=f"other weights than those released as {name}.*{sha256}"):
+    with pytest.warns(UncheckedWarning, match=f"other weights than what was released as {name}.*{sha256}"):
         tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path)
     monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(tmp_path))
     with pytest.warns(UncheckedWarning, match="other weights"):
         timm.create_model("resnet20_cifar.tcl_digits", pretrained=True)
+
+
+def test_other_labels_beside_released_weights(tmp_path, recwarn):
+    """Nobody vouches for a config.json that the index does not know, whatever the weights are."""
+    name = "tcl_resnet20_digits"
+    shutil.copytree(index.bundled_folder(name), tmp_path / name)
+    tcl_zoo.create_model(f"local-dir:{tmp_path / name}", pretrained=True)
+    assert not recwarn.list
+    config = json.loads((tmp_path / name / "config.json").read_text())
+    config["pretrained_cfg"]["label_names"] = [f"not a {i}" for i in range(10)]
+    (tmp_path / name / "config.json").write_text(json.dumps(config))
+    for place in ({"name": name, "weights_dir": tmp_path}, {"name": str(tmp_path / name)}):
+        with pytest.warns(UncheckedWarning, match="other labels, figures or input than what was released"):
+            tcl_zoo.create_model(**place, pretrained=True)
+    with pytest.warns(UncheckedWarning, match="nobody vouches for its weights, labels and figures"):
+        tcl_zoo.create_model(f"local-dir:{tmp_path / name}", pretrained=True)
+
+
+def test_sha256_holds_in_every_way_in(released, tmp_path, recwarn):
+    """Given, it is compared and nothing is warned of; another is refused."""
+    place = f"local-dir:{released / NAME}"
+    own = json.loads((released / NAME / "config.json").read_text())["tcl_zoo"]["sha256"]
+    assert pipeline(place, sha256=own).labels
+    assert not recwarn.list
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    assert len(tcl_zoo.predict(place, tmp_path / "a.png", sha256=own)) == 5
+    photos = [str(tmp_path / "a.png"), "--out", str(tmp_path / "a.npz")]
+    folders = ["--data-dir", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--cpu", "--epochs", "1"]
+    for kind in "ab":
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8), 40 * i).save(tmp_path / "photos" / kind / f"{i}.png")
+    for command, *more in (["predict", photos[0]], ["embed", *photos], ["finetune", *folders]):
+        assert cli.main([command, place, *more, "--sha256", "0" * 64]) != 0
+        assert cli.main([command, place, *more, "--sha256", own]) == 0
+    assert not [w for w in recwarn.list if issubclass(w.category, UncheckedWarning)]
+    with pytest.raises(WeightsError, match="timm's, and not held to a sha256"):
+        pipeline("test_resnet", pretrained=False, sha256=own)
+
+
+def test_a_place_warns_once(released, recwarn):
+    pipeline(f"local-dir:{released / NAME}")
+    assert [w.category for w in recwarn.list] == [UncheckedWarning]
 
 
 def test_a_folder_has_no_revisions(released):

@@ -177,3 +177,8 @@ def weights_option(sub: Parser) -> None:
     """``--weights-dir``."""
     text = "a release folder, or a folder of them, to take the weights from"
     sub.add_argument("--weights-dir", metavar="DIR", help=text)
+
+
+def sha256_option(sub: Parser) -> None:
+    """``--sha256``."""
+    sub.add_argument("--sha256", help="of the weights: nothing else is loaded")

@@ -7,7 +7,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from ._common import OK, STOPPED, Add, device_option, weights_option, writable
+from ._common import OK, STOPPED, Add, device_option, sha256_option, weights_option, writable
 
 _SHOWN = 10
 
@@ -33,6 +33,7 @@ def register(add: Add) -> None:
     sub.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: a core each, at most 8)")
     device_option(sub)
     weights_option(sub)
+    sha256_option(sub)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.images and not args.search:
         raise DataError("name images to embed, or --search an image in what is embedded already")
     check_suffix(args.out)  # told before the model is loaded
-    loaded = pipeline(args.name, args.weights_dir, args.device)
+    loaded = pipeline(args.name, args.weights_dir, args.device, sha256=args.sha256)
     if args.images:
         workers = min(8, cores()) if args.workers is None else args.workers
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..memory import keep_freed
-from ._common import OK, STOPPED, Add, above_zero, count, count_or_zero, pixels, seconds, weights_option
+from ._common import OK, STOPPED, Add, above_zero, count, count_or_zero, pixels, seconds, sha256_option, weights_option
 
 _FREEZE_ALL = -1
 
@@ -32,6 +32,7 @@ def register(add: Add) -> None:
     sub.add_argument("--download", action="store_true", help="let torchvision fetch a missing data set")
     sub.add_argument("--cpu", action="store_true", help="stay on the CPU")
     weights_option(sub)
+    sha256_option(sub)
     sub.add_argument("--out", metavar="RUN", help="the run folder; the same command goes on from it")
     sub.add_argument("--scratch", action="store_true", help="start from random weights, to compare")
     sub.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -76,9 +77,9 @@ def _run(args: argparse.Namespace) -> int:
     keep_freed()
     values = {key: value for key in args.fields if (value := getattr(args, key)) is not None}
     result = finetune(
-        args.model, args.data_dir, args.out, weights_dir=args.weights_dir, precision=args.precision,
-        time_limit=args.time_limit, download=args.download, workers=args.workers, cpu=args.cpu,
-        dataset=args.dataset or "", pretrained=not args.scratch, **values,
+        args.model, args.data_dir, args.out, weights_dir=args.weights_dir, sha256=args.sha256,
+        precision=args.precision, time_limit=args.time_limit, download=args.download, workers=args.workers,
+        cpu=args.cpu, dataset=args.dataset or "", pretrained=not args.scratch, **values,
     )  # fmt: skip
     main_process = main_alone(args.cpu)
     if not result.finished:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._common import OK, WRONG, Add, count, device_option, weights_option
+from ._common import OK, WRONG, Add, count, device_option, sha256_option, weights_option
 
 
 def register(add: Add) -> None:
@@ -17,6 +17,7 @@ def register(add: Add) -> None:
     sub.add_argument("--top", type=count, default=5, metavar="K", help="how many labels (default: 5)")
     device_option(sub)
     weights_option(sub)
+    sha256_option(sub)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -25,7 +26,7 @@ def _run(args: argparse.Namespace) -> int:
     from ..pipeline import pipeline
 
     paths = list(find(args.images))  # a wrong path is told before the model is loaded
-    loaded, failed = pipeline(args.name, args.weights_dir, args.device), 0
+    loaded, failed = pipeline(args.name, args.weights_dir, args.device, sha256=args.sha256), 0
     for path in paths:
         try:
             likeliest = loaded.predict(path, args.top)

@@ -7,7 +7,7 @@ import sys
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from ._common import FAILED, OK, WRONG, Add, data_options, picture, weights_option
+from ._common import FAILED, OK, WRONG, Add, data_options, picture, sha256_option, weights_option
 
 if TYPE_CHECKING:
     from ..verify import Verification
@@ -24,7 +24,7 @@ def register(add: Add) -> None:
     data_options(sub)
     weights_option(sub)
     sub.add_argument("--revision", help="of the Hub repository, instead of the pinned one")
-    sub.add_argument("--sha256", help="of model.safetensors: accept nothing else")
+    sha256_option(sub)
     sub.add_argument("--per-class", action="store_true", help="a table of recall by class")
     sub.add_argument("--confusion", type=picture, metavar="PNG", help="write the confusion matrix as a picture")
 

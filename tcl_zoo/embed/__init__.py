@@ -78,7 +78,9 @@ def embed(
         rows, skipped = sum(len(paths) for paths, _ in chunks(out)), skipped_file(out)
         return Embedded(out, there["images"]["n"], rows, meta["dim"], skipped if skipped.is_file() else None, False)
     with Partial(out, find(images), meta) as partial:
-        n = partial.meta["images"]["n"]
+        if not (n := partial.meta["images"]["n"]):
+            partial.discard()
+            raise DataError("no images to embed")
         workers = workers if n - partial.done > batch_size else 0
         with progress(n, "embed", "image", initial=partial.done) as bar:
             try:

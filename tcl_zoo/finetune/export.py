@@ -31,7 +31,7 @@ from ..weights import CONFIG_FILE, SOURCES, WEIGHTS_FILE, is_release_name, locat
 from .plan import Plan
 
 
-def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
+def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None, sha256: str | None = None) -> dict[str, Any]:
     """Where a fine-tuning starts from.
 
     ``name``; ``sha256`` where it is a release of this zoo; ``hub``, its repository there, where it is on the Hub.
@@ -43,7 +43,7 @@ def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None) -> dict
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
         return {"name": own_name(plan.model), "sha256": digest}
     if name.startswith(SOURCES) or weights_dir or name in entries():
-        release = locate(name, weights_dir)
+        release = locate(name, weights_dir, sha256=sha256)
         facts = {"name": release.config["tcl_zoo"]["name"], "sha256": release.sha256}
         entry = entries().get(facts["name"], {})
         hub = entry.get("repo_id") if entry.get("sha256") == release.sha256 else None

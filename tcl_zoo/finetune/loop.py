@@ -59,6 +59,7 @@ def finetune(
     *,
     plan: Plan | None = None,
     weights_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
     precision: str = "auto",
     time_limit: float | None = None,
     download: bool = False,
@@ -78,6 +79,7 @@ def finetune(
         out: the run folder; its name becomes the release's. ``runs/MODEL-DATA`` where not given.
         plan: all values at once; else each as a keyword: ``epochs=30, layer_decay=0.7`` ... (:class:`Plan`).
         weights_dir: a release folder, or a folder of them, to take the model's weights from.
+        sha256: of ``model.safetensors`` of a release to start from: nothing else is loaded.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU that has it, else fp32.
         time_limit: seconds of wall time after which to write a checkpoint and return.
         download: let torchvision fetch a missing data set.
@@ -104,10 +106,10 @@ def finetune(
         ))  # fmt: skip
     out = Path(out or Path("runs") / f"{Path(model).name}-{data.name}".replace(":", "-"))
     set_seed(plan.seed)
-    net, size = _model(plan, data, weights_dir)
+    net, size = _model(plan, data, weights_dir, sha256)
     if why := no_release(net, data.train.classes, out.resolve().name):
         raise TrainingError(f"{plan.model} could be trained on this, but not released: {why}")
-    parent, images = parent_facts(plan, weights_dir), _identity(data)
+    parent, images = parent_facts(plan, weights_dir, sha256), _identity(data)
     with _naming_the_broken(data.train, data.val, data.test):
         data = data.fit(net.pretrained_cfg)  # type: ignore[arg-type]
     plan = plan.resolved(len(data.train), accelerator.num_processes, size)
@@ -166,12 +168,14 @@ def _naming_the_broken(*splits: Split | FolderSplit | None, seconds: float = 60.
         raise DataError(f"{'; '.join(bad)}{more}; replace or remove them") from error
 
 
-def _model(plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None) -> tuple[nn.Module, int]:
+def _model(
+    plan: Plan, data: Data, weights_dir: str | os.PathLike[str] | None, sha256: str | None
+) -> tuple[nn.Module, int]:
     """The model with a head for the classes, its ``pretrained_cfg`` that of these images; and pixels a side."""
     kwargs: dict[str, Any] = {"drop_path_rate": plan.drop_path} if plan.drop_path else {}
     net = open_model(
-        plan.model, pretrained=plan.pretrained, weights_dir=weights_dir, num_classes=len(data.train.classes),
-        in_chans=data.channels, **kwargs,
+        plan.model, pretrained=plan.pretrained, weights_dir=weights_dir, sha256=sha256,
+        num_classes=len(data.train.classes), in_chans=data.channels, **kwargs,
     )  # fmt: skip
     cfg = fitted_cfg(net, data.channels, plan.size)
     if isinstance(data.train, Split):  # :mod:`tcl_zoo.features` resizes what is in memory, whole images
