@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for benchmarks/, which is not part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for benchmarks/, too
 
 from tcl_zoo.cli import OK, Parser, guarded
 

@@ -2,7 +2,8 @@
 
 --run-dir builds model_cards/NAME and enters it into the index; a NAME (or --all) with --repo-id (or --org) puts it on
 the Hub of HF_ENDPOINT with the token of HF_TOKEN or `hf auth login`: one commit, the tag v<version>, and the commit's
-id in tcl_zoo/index.json.
+id in tcl_zoo/index.json. The --run-dir of a fine-tuning has its release already: with --repo-id it goes to the Hub, and
+never into the index.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout needs no installation
 
 from tcl_zoo import __version__, index
 from tcl_zoo.cli import FAILED, OK, Parser, guarded
@@ -24,11 +27,16 @@ def _parser() -> Parser:
             python scripts/publish.py --run-dir runs/tcl_resnet20_cifar10 --data-dir data
             python scripts/publish.py tcl_resnet20_cifar10 --repo-id ORG/tcl_resnet20_cifar10 --dry-run
             python scripts/publish.py --all --org ORG
+            python scripts/publish.py --run-dir runs/photos --repo-id ORG/photos
         """,
     )
     parser.add_argument("name", nargs="?", help="a release under --out")
     parser.add_argument("--all", action="store_true", help="every release of the index")
-    parser.add_argument("--run-dir", metavar="DIR", help="build the release of this finished run of scripts/train.py")
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="build the release of this finished run of scripts/train.py, or take that of a fine-tuning",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets are; digits needs none")
     parser.add_argument("--note", default="", metavar="TEXT", help="--run-dir: what readers of the card should know")
     parser.add_argument(
@@ -82,40 +90,47 @@ def main() -> int:
     _check_use(parser, args)
 
     from tcl_zoo.amend import add_altered, add_seeds, add_transfer
+    from tcl_zoo.errors import TclZooError
     from tcl_zoo.publish import ReleaseCheckError, preview, publish
     from tcl_zoo.release import release, update_index
+    from tcl_zoo.weights import DamagedError, read_config
 
     out, indexed = args.out, not args.no_index
     args.name = args.name and args.name.rstrip("/")  # a shell completes a folder's name with it
     names = [args.name] if args.name else list(index.entries()) if args.all else []
+    folders = [out / name for name in names]
     if args.name and not (out / args.name).is_dir():
         parser.error(f"{out / args.name} is no release folder")
     entered = bool(args.run_dir or args.transfer or args.altered or args.seeds)
-    if args.run_dir:
-        folder = release(args.run_dir, out, args.data_dir, note=args.note)
-        print(f"released {folder}")
-        names = [folder.name]
+    if args.run_dir and (Path(args.run_dir) / "release").is_dir():  # of a fine-tuning
+        if not (args.repo_id or args.org or args.dry_run) or args.altered or args.note:
+            raise TclZooError(f"the release is {args.run_dir}/release already; --repo-id ORG/NAME alone publishes it")
+        folders, indexed, entered = [Path(args.run_dir) / "release"], False, False
+    elif args.run_dir:
+        folders = [release(args.run_dir, out, args.data_dir, note=args.note)]
+        print(f"released {folders[0]}")
     if args.altered:
-        n = add_altered(out / names[0], args.altered, args.data_dir)
-        print(f"{names[0]}: {n:,} test images are the official ones; verify compares on them there")
+        n = add_altered(folders[0], args.altered, args.data_dir)
+        print(f"{folders[0].name}: {n:,} test images are the official ones; verify compares on them there")
     if args.seeds:
         print(f"{args.name}: the card knows of {add_seeds(out / args.name, args.seeds, args.data_dir)} seeds")
     if args.transfer:
         print(f"{args.name}: {add_transfer(out / args.name, args.transfer)} settings entered into the card")
     if entered and not (args.repo_id or args.org or args.dry_run):
-        names = []
+        folders = []
     if indexed and (entered or args.cards):
         print(f"the index has {len(update_index(out, cards=args.cards))} names")
     try:
-        for name in names:
+        for folder in folders:
+            name = read_config(folder)["tcl_zoo"]["name"]
             repo_id = args.repo_id or (f"{args.org}/{name}" if args.org else None)
             if args.dry_run or repo_id is None:
-                print(preview(out / name, repo_id, args.data_dir, indexed=indexed, tag=args.tag))
+                print(preview(folder, repo_id, args.data_dir, indexed=indexed, tag=args.tag))
                 continue
-            done = publish(out / name, repo_id, args.data_dir, private=args.private, indexed=indexed, tag=args.tag)
+            done = publish(folder, repo_id, args.data_dir, private=args.private, indexed=indexed, tag=args.tag)
             what = f"sent {', '.join(done.sent)}" if done.sent else "nothing to send"
             print(f"{name}: hf-hub:{done.repo_id}@{done.revision} ({done.tag}): {what}")
-    except ReleaseCheckError as error:
+    except (ReleaseCheckError, DamagedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     return OK

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout needs no installation
+
 from tcl_zoo.cli import FAILED, OK, STOPPED, Parser, count, count_or_zero, guarded, seconds
 from tcl_zoo.memory import keep_freed
 from tcl_zoo.recipes import DATA, ENCODERS

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout needs no installation
 
 from tcl_zoo import recipe
 from tcl_zoo.cli import OK, STOPPED, Parser, count, count_or_zero, guarded, seconds

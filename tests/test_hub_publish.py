@@ -345,6 +345,25 @@ def test_run_dir_builds_and_publishes(hub, client, zoo, released):
     assert on_hub(hub) == local(zoo) and entry(zoo)["repo_id"] == REPO
 
 
+def test_run_dir_of_a_fine_tuning_publishes_its_release(hub, client, zoo, tmp_path):
+    from PIL import Image
+
+    from tcl_zoo.finetune import finetune
+
+    for i in range(6):
+        (folder := tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 * i).save(folder / f"{i}.png")
+    tuned = finetune(NAME, tmp_path / "images", tmp_path / "photos", weights_dir=zoo / "cards", cpu=True, epochs=1)
+    before = (zoo / "index.json").read_bytes()
+    code, out = client.script(zoo, "--run-dir", str(tuned.run_dir))
+    assert code == 2 and "--repo-id ORG/NAME alone publishes it" in out
+    code, out = client.script(zoo, "--run-dir", str(tuned.run_dir), "--org", "me")
+    assert code == 0 and "photos: hf-hub:me/photos@" in out, out
+    sent = on_hub(hub, "me/photos")
+    assert sent["model.safetensors"] == (tuned.release / "model.safetensors").read_bytes()
+    assert b"hf-hub:me/photos" in sent["README.md"] and (zoo / "index.json").read_bytes() == before
+
+
 def test_a_second_version_under_a_tag_of_ones_own(hub, client, zoo):
     """What is released again goes under another tag; the first one stays what it was."""
     assert client.script(zoo, *ARGS)[0] == 0

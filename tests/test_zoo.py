@@ -110,7 +110,7 @@ def test_what_the_readme_names_is_there_after_a_plain_import():
 
 
 def test_every_module_has_its_floor_and_imports_point_downward():
-    """The floors of CONTRIBUTING.md against all imports at the top of each file; within a function one may look upward."""
+    """The floors of CONTRIBUTING.md against the imports at the top of each file; within a function any will do."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     text = text[text.index("Imports point downward only:") : text.index("on top.")]
     floors = {name: n for n, part in enumerate(text.split(";")) for name in re.findall(r"`(\w+)`", part)}
