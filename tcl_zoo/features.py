@@ -60,7 +60,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        kept = {key: getattr(torch.backends.cudnn, key) for key in ("benchmark", "deterministic")}
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False, **kept):
             yield
     finally:
         model.train(training)
