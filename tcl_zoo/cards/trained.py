@@ -148,8 +148,8 @@ Input: {gray}{info.size} x {info.size} pixels.
 {_results(config)}
 
 {_how(config)}`tcl-zoo verify {name} --data-dir DATA` measures the first line again and compares.
-The weights are those of the last epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}); nothing was chosen on
-the test images.
+The weights are those of the last epoch ({facts["results"]["last_epoch"]} of {recipe["epochs"]}): none was chosen by the
+test images.
 
 {note}{_shown(pictures, "confusion.png", "embedding.png")}{transfer}## Use
 
