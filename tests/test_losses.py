@@ -338,18 +338,19 @@ def test_no_positive_pair_is_zero_with_zero_gradient(n, tau, reduction):
     assert (z.grad == 0).all()
 
 
-def test_no_positive_pair_warns_once():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_positive_pair_warns_once(reduction):
     # In a process of its own: "once" may be kept per process, and pytest resets the filters.
     code = """if True:
-        import warnings, torch
+        import sys, warnings, torch
         from tcl_zoo.losses import TCLLoss
-        shown, loss = [], TCLLoss()
+        shown, loss = [], TCLLoss(reduction=sys.argv[1])
         warnings.simplefilter("default")
         warnings.showwarning = lambda message, category, *rest: shown.append(category)
         for labels in ([0, 0, 1, 1], [0, 1, 2, 3], [0, 1, 2, 3]):
             loss(torch.eye(4), torch.tensor(labels))
             print(shown.count(RuntimeWarning))"""
-    command, root = [sys.executable, "-c", code], Path(__file__).parents[1]
+    command, root = [sys.executable, "-c", code, reduction], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "1", "1"], done.stderr
 
