@@ -196,7 +196,7 @@ def _built(
         # torch's second line names the first tensor that does not fit.
         reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
         what = f"{config['architecture']} with {', '.join(asked)}" if asked else config["architecture"]
-        raise WeightsError(f"the weights in {folder} do not fit {what}: {reason}") from error
+        raise WeightsError(f"{what} cannot be built with the weights in {folder}: {reason}") from error
     if getattr(model, "pretrained_cfg", None):
         model.pretrained_cfg.pop("state_dict", None)  # the loaded tensors have no business in the model's facts
     return model

@@ -23,6 +23,7 @@ import difflib
 import fnmatch
 import functools
 import math
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -195,8 +196,11 @@ def names(pattern: str | Iterable[str] = "*") -> list[str]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean a, b?"`` for a mistyped word, or ``""`` where nothing is near."""
-    close = difflib.get_close_matches(word[:80], list(known), n=3, cutoff=0.6)
+    """``"; did you mean a, b?"`` for a mistyped word or a part of one, or ``""`` where nothing is near."""
+    known, word = list(known), word[:80]
+    same = [other for other in known if other.lower() == word.lower()]
+    parts = [other for other in known if word.lower() in re.split(r"[_.]", other)]
+    close = same or parts[:3] or difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 

@@ -24,6 +24,7 @@ from .errors import DataError
 from .features import default_device, features
 from .outside import expanded
 from .probe import knn_probe, linear_probe
+from .recipes import nearest
 from .runs import write_atomically
 from .splits import FolderSplit, Split, stratified, subset
 
@@ -146,7 +147,8 @@ def _images(name: str, data_dir: Any, download: bool) -> tuple[Split | FolderSpl
         train, test = (load_known(name, data_dir, part, download) for part in ("train", "test"))
         return train, test
     if not expanded(name, DataError).is_dir():
-        raise DataError(f"{name} is neither a folder nor a known data set; known: {', '.join(KNOWN)}")
+        what = f"{name} is neither a folder nor a known data set{nearest(name, KNOWN)}"
+        raise DataError(f"{what}; known: {', '.join(KNOWN)}")
     data = open_data(name, val=0)
     if data.test is None and data.val is None:
         data = open_data(name)

@@ -161,11 +161,12 @@ def verify(
     """
     name, weights_dir, run = find(name, weights_dir)
     if run is not None:
-        raise WeightsError(f"{run} has no card to verify yet: python scripts/publish.py --run-dir {run} makes it")
+        what = f"{run} has no card to verify: python scripts/publish.py --run-dir {run} makes that of a recipe"
+        raise WeightsError(f"{what} as it is named; what this run reached: tcl-zoo info {run}")
     release = locate(name, weights_dir, revision, cache_dir, sha256)
     facts = release.config["tcl_zoo"]
     if "parent" in facts and "dataset" not in facts["recipe"]:
-        raise WeightsError(f"{name} was fine-tuned on images that only their owner has: there is nothing to verify by")
+        raise WeightsError(f"{name} was fine-tuned on a folder of images: verify measures on the known data sets alone")
     try:
         dataset, reported = facts["recipe"]["dataset"], float(facts["results"]["top1"])
         fingerprint, golden = facts["fingerprints"]["test"], torch.tensor(facts["golden"]["logits"])

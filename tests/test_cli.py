@@ -46,6 +46,10 @@ def test_light_commands_load_no_torch(args):
     assert script("-c", code, *args).returncode == 0
 
 
+def test_the_package_itself_is_the_command():
+    assert script("-m", "tcl_zoo", "list", "tcl_resnet20_digits").stdout.split()[4] == "tcl_resnet20_digits"
+
+
 def test_list(capsys):
     code, out, _ = run(capsys, "list", "tcl_*cifar100*")
     lines = out.splitlines()
@@ -199,14 +203,27 @@ def test_probe(capsys, released):
             ["finetune", "resnet20_cifar", "--dataset", "digits", "--weights-dir", "/nowhere", "--out", "/nowhere/run"],
             "brings its own weights",
         ),
-        (["predict", "tcl_resnet20_digits", "x.png", "--device", "banana"], "'banana' cannot be used here"),
+        (["predict", "tcl_resnet20_digits", "x.png", "--device", "banana"], "'banana' is no device"),
         (["predict", "tcl_resnet20_digits", "x.png", "--device", "meta"], "'meta' cannot be used here"),
         (["predict", "tcl_resnet20_digits", "x.png", "--device", "cuda:99"], "'cuda:99' cannot be used here"),
-        (["embed", "tcl_resnet20_digits", "x.png", "--out", "x.npz", "--device", "banana"], "cannot be used here"),
+        (["embed", "tcl_resnet20_digits", "x.png", "--out", "x.npz", "--device", "banana"], "is no device"),
         (["embed"], "required: name, IMAGES, --out"),
         (["predict", "--", "tcl_resnet20_digits", "-a.png"], "-a.png is not there"),
         (["embed", "--out", "a.npz", "--", "tcl_resnet20_digits", "-a.png"], "-a.png is not there"),
         (["embed", NAME, "--out", "a.npz", "b.png", "--frob"], "unrecognized arguments: --frob"),
+        (
+            ["verify", NAME, "--perclass"],
+            "unrecognized arguments: --perclass; did you mean --per-class? (see",
+        ),
+        (
+            ["probe", NAME, "--dataset", "cifr10", "mnist"],
+            "cifr10 is neither a folder nor a known data set; did you",
+        ),
+        (["info", "TCL_resnet20_digits"], "did you mean tcl_resnet20_digits?"),
+        (["info", "resnet18"], "_resnet18_"),
+        (["predict", NAME, "a.png", "--device", "gpu"], "'gpu' is no device; cpu, cuda, cuda:1, mps ... are"),
+        (["embed", "tcl_resnet20_digits", "tests", "--out", "/proc/a.npz"], "/proc/a.npz.part: No such file or dir"),
+        (["verify", "tcl_resnet20_digits", "tcl_resnet20_digits.e1"], "no released weights"),
         (["finetune", "tcl_resnet20_digits", "--epochs", "0"], "'0' is not an integer from 1 on"),
         (["finetune", "tcl_resnet20_digits", "--lr", "0"], "'0' is not a number above 0"),
         (["finetune", "tcl_resnet20_digits", "--size", "0"], "is not a number of pixels"),
@@ -315,7 +332,7 @@ def test_times(text, expected):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (["--device", "banana"], "'banana' cannot be used here"),
+        (["--device", "banana"], "'banana' is no device"),
         (["--knn", "0"], "'0' is not an integer from 1 on"),
         (["--knn", "-5"], ""),
         (["--C", "nan"], "'nan' is not a number above 0"),

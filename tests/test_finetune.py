@@ -316,7 +316,7 @@ def test_data_set_by_name(tuned, released, tmp_path):
     assert result.results["n"] == 360
     assert verify("digits", weights_dir=result.release).ok
     assert "digits" in preview(result.release, "org/digits", indexed=False)
-    with pytest.raises(WeightsError, match="images that only their owner has"):
+    with pytest.raises(WeightsError, match="fine-tuned on a folder of images"):
         verify("photos", weights_dir=tuned.release)
     assert "org/photos" in preview(tuned.release, "org/photos", indexed=False)
 

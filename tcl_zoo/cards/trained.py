@@ -33,8 +33,8 @@ _MEANING = {
     "batch_views": "views in a step",
     "lr": "peak learning rate, cosine by epoch",
     "lr_min_factor": "fraction of lr to which the cosine falls, one step after the last epoch",
-    "momentum": "of SGD",
-    "weight_decay": "of SGD, on every parameter",
+    "momentum": "of the optimizer",
+    "weight_decay": "on every parameter",
     "temperature": "of the loss",
     "k1": "of the loss: weight of the positives' extra term in the denominator",
     "k2": "of the loss: weight of the negatives in the denominator",
@@ -43,9 +43,12 @@ _MEANING = {
     "augmentation": "policy of the training views",
     "crop_padding": "zero padding of the random crop, in pixels",
     "seed": "of initial weights, order and augmentation",
-    "optimizer": "`lars`: SGD with eta 0.02, clipped, neither it nor the decay on biases and norms",
     "warmup_epochs": "epochs in which lr rises linearly",
     **{f"probe_{key}": "linear phase, protocol `thesis` only" for key in ("epochs", "lr", "batch", "augmentation")},
+}
+_MEANING_BY_LARS = {
+    "weight_decay": "on every parameter but biases and norms",
+    "optimizer": "SGD with a rate by layer (eta 0.02, clipped), but for biases and norms",
 }
 _BUDGET = (
     "Cross-entropy has the budget of the contrastive recipes and their linear phase together: 1.5 times as many "
@@ -128,7 +131,8 @@ def card(
         return finetuned_card(config, pictures, repo_id)
     recipe, environment = facts["recipe"], facts["environment"]
     name, info = facts["name"], DATASETS[recipe["dataset"]]
-    values = "\n".join(f"| `{key}` | {value} | {_MEANING.get(key, '')} |" for key, value in _values(recipe).items())
+    meaning = _MEANING | (_MEANING_BY_LARS if recipe.get("optimizer") == "lars" else {})
+    values = "\n".join(f"| `{key}` | {value} | {meaning.get(key, '')} |" for key, value in _values(recipe).items())
     software = ", ".join(f"{k} {v}" for k, v in environment["software"].items())
     seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
@@ -260,4 +264,5 @@ def _shown(pictures: Collection[str], *files: str) -> str:
 def _values(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe as a card shows it: what its name says already, and what its objective does not use, left out."""
     hidden = {"name", "objective", "encoder", "dataset", "variant"} | unused_fields(recipe["objective"])
+    hidden |= {"momentum"} if recipe.get("optimizer") == "adam" else set()
     return {key: value for key, value in flat(recipe).items() if key not in hidden and value != ""}

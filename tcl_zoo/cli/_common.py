@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TclZooError
+from ..recipes import nearest
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
 
@@ -36,13 +37,17 @@ class Parser(argparse.ArgumentParser):
         # Before Python 3.13 a list of arguments that may be empty ends at the first option; what stands behind is left.
         args = list(sys.argv[1:] if args is None else args)
         found, left = super().parse_known_args(args, namespace)
-        if not left or self._inside or self._subparsers is not None or "--" in args:
+        if not left or self._inside or self._subparsers is not None:
             return found, left
-        self._inside = True
-        try:
-            return self.parse_known_intermixed_args(args)
-        finally:
-            self._inside = False
+        if "--" not in args:
+            self._inside = True
+            try:
+                found, left = self.parse_known_intermixed_args(args)
+            finally:
+                self._inside = False
+        if left:  # said here: the command knows its options
+            self.error(f"unrecognized arguments: {' '.join(left)}{nearest(left[0], self._option_string_actions)}")
+        return found, left
 
     def error(self, message: str) -> Any:
         self.exit(WRONG, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -58,7 +63,10 @@ def guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (TclZooError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:  # without its number
+            text = f"{error.filename}: {error.strerror}"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return WRONG
     except (MemoryError, RuntimeError) as error:
         # torch's, on a GPU and on a CPU, told without importing it
@@ -150,6 +158,10 @@ def device(text: str) -> str:
     """A device that is there, for argparse."""
     import torch
 
+    try:
+        torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no device; cpu, cuda, cuda:1, mps ... are") from None
     try:
         torch.zeros(1, device=text).cpu()  # "meta" holds no values
     except Exception as error:  # each backend has its own

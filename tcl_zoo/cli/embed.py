@@ -70,4 +70,6 @@ def _run(args: argparse.Namespace) -> int:
         picture = args.picture or "neighbours.png"
         plot_neighbours(args.search, nearest, picture)
         print(picture)
+        if gone := sum(not Path(path).exists() for path, _ in nearest):
+            print(f"{gone} of them are not there: search from the folder where they were embedded", file=sys.stderr)
     return OK
