@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from stop_after import StopAfter
 from torch import nn
 
 from tcl_zoo import analysis
@@ -132,17 +133,6 @@ def test_two_processes_see_the_whole_batch(tmp_path):
     expected = torch.tensor(oracle(*batch(40, 7), 0.1, 5000.0, 1.0), dtype=torch.float64)
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-9, atol=0)
-
-
-class StopAfter:
-    """Stands in for the clock: asks to stop after so many steps."""
-
-    def __init__(self, steps):
-        self.steps, self.reason = steps, "test"
-
-    def __call__(self):
-        self.steps -= 1
-        return self.steps < 0
 
 
 def test_the_log_of_a_stopped_training_is_that_of_an_undisturbed_one(short, digits, tmp_path, monkeypatch):

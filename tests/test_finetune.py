@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from stop_after import StopAfter
 
 import tcl_zoo
 from tcl_zoo import cards, cli, index
@@ -173,19 +174,6 @@ def test_latest_within_a_standard_error_of_the_best_is_kept(photos, released, tm
     weights = load_file(result.release / "model.safetensors")
     assert all(torch.equal(weights[key], kept[2][key]) for key in weights)
     assert not torch.equal(weights["fc.weight"], kept[3]["fc.weight"])
-
-
-class StopAfter:
-    """Stands in for the clock: asks to stop after so many looks."""
-
-    def __init__(self, looks: int) -> None:
-        self.looks, self.reason = looks, "test"
-
-    def __call__(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
-
-    signals = loop.Stop.signals
 
 
 EVERYTHING = {"epochs": 4, "mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "freeze": 2, "layer_decay": 0.7, "drop_path": 0.1}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stop_after import StopAfter
 from torch import nn
 
 from tcl_zoo import train as train_module
@@ -388,19 +389,6 @@ def test_collapse_is_seen():
         signs[what] = [float(value) for value in objective.logged().values()]
     assert signs["attraction alone"][0] < 0.2 < 0.7 < signs["tcl_ssl"][0]
     assert signs["attraction alone"][1] < 2.5 < 4 < signs["tcl_ssl"][1]
-
-
-class StopAfter:
-    """Stands in for the clock: asks to stop after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.reason = steps, "test"
-
-    def __call__(self) -> bool:
-        self.steps -= 1
-        return self.steps < 0
-
-    signals = train_module.Stop.signals
 
 
 def tiny(name):

@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 import torch
 from PIL import Image
+from stop_after import StopAfter
 
 from tcl_zoo import train as train_module
 from tcl_zoo.datasets import FolderSplit
@@ -56,17 +57,6 @@ def command(capsys, monkeypatch, *arguments):
         code = stop.code
     out = capsys.readouterr()
     return code, out.out, out.err
-
-
-class StopAfter:
-    """Stands in for the clock: asks to stop after so many steps."""
-
-    def __init__(self, steps):
-        self.steps, self.reason = steps, "test"
-
-    def __call__(self):
-        self.steps -= 1
-        return self.steps < 0
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from stop_after import StopAfter
 
 from tcl_zoo import evaluate, sessions
 from tcl_zoo import train as train_module
@@ -54,19 +55,6 @@ def undisturbed(short, digits, tmp_path_factory):
     result = train(short, run_dir=run_dir, split=digits, cpu=True)
     assert result.finished and result.epoch == 3
     return run_dir
-
-
-class StopAfter:
-    """Stands in for the clock: asks to stop after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.reason = steps, "test"
-
-    def __call__(self) -> bool:
-        self.steps -= 1
-        return self.steps < 0
-
-    signals = train_module.Stop.signals
 
 
 @pytest.mark.parametrize("stops", [[0], [1, 3], [6], [2, 2, 2]], ids=str)
