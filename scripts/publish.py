@@ -91,6 +91,7 @@ def main() -> int:
 
     from tcl_zoo.amend import add_altered, add_seeds, add_transfer
     from tcl_zoo.errors import TclZooError
+    from tcl_zoo.outside import expanded
     from tcl_zoo.publish import ReleaseCheckError, preview, publish
     from tcl_zoo.release import release, update_index
     from tcl_zoo.weights import DamagedError, read_config
@@ -102,10 +103,10 @@ def main() -> int:
     if args.name and not (out / args.name).is_dir():
         parser.error(f"{out / args.name} is no release folder")
     entered = bool(args.run_dir or args.transfer or args.altered or args.seeds)
-    if args.run_dir and (Path(args.run_dir) / "release").is_dir():  # of a fine-tuning
-        if not (args.repo_id or args.org or args.dry_run) or args.altered or args.note:
-            raise TclZooError(f"the release is {args.run_dir}/release already; --repo-id ORG/NAME alone publishes it")
-        folders, indexed, entered = [Path(args.run_dir) / "release"], False, False
+    if args.run_dir and (tuned := expanded(args.run_dir, TclZooError) / "release").is_dir():  # of a fine-tuning
+        if not (args.repo_id or args.org or args.dry_run) or args.altered or args.note or args.cards:
+            raise TclZooError(f"the release is {tuned} already; --repo-id ORG/NAME alone publishes it")
+        folders, indexed, entered = [tuned], False, False
     elif args.run_dir:
         folders = [release(args.run_dir, out, args.data_dir, note=args.note)]
         print(f"released {folders[0]}")

@@ -9,7 +9,7 @@ from torch import nn
 
 from .errors import WeightsError, one_line
 from .models import create_model
-from .places import find, is_timms, run_folder
+from .places import find
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
 
@@ -39,12 +39,13 @@ def open_model(
     """
     import timm
 
-    if pretrained and weights_dir is not None and brings_weights(name):
+    own = brings_weights(name)
+    if pretrained and weights_dir is not None and own:
         raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
-    place = find(name, None if brings_weights(name) else weights_dir)
+    place = find(name, None if own else weights_dir)
     if not place.timms:
         return create_model(place.name, pretrained, weights_dir=place.weights_dir, sha256=sha256, **timm_kwargs)
-    if sha256:
+    if sha256 is not None:
         raise WeightsError(f"{name} is timm's, and not held to a sha256: leave it out")
     try:
         return timm.create_model(place.name, pretrained=pretrained, **timm_kwargs)
@@ -54,7 +55,8 @@ def open_model(
 
 def brings_weights(name: str | os.PathLike[str]) -> bool:
     """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
-    return run_folder(name) is not None or is_timms(str(name))
+    place = find(name)
+    return place.run is not None or place.timms
 
 
 def own_name(name: str) -> str:

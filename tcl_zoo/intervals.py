@@ -15,16 +15,17 @@ def rate_interval(percent: float, n: int) -> tuple[float, float]:
 
 
 def paired_interval(first: int, second: int, n: int) -> tuple[float, float]:
-    """Difference in points of two rates on the same ``n`` images, and half the width of its interval about that.
+    """Difference in points of two rates on the same ``n`` images, and half the width of its 95 % interval.
 
-    By Agresti and Min (2005): Wald's for matched pairs, with half an image more in each cell of the table.
+    By Agresti and Min (2005): Wald's for matched pairs, with half an image more in each cell of the table, so that the
+    difference is n / (n + 2) of the one observed.
 
     Args:
         first, second: images that the first has right and the second wrong, and the other way round.
         n: all images.
     """
     alone, gap = first + second + 1, first - second
-    return 100 * gap / n, 100 * 1.959964 * math.sqrt(alone - gap * gap / (n + 2)) / (n + 2)
+    return 100 * gap / (n + 2), 100 * 1.959964 * math.sqrt(alone - gap * gap / (n + 2)) / (n + 2)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:

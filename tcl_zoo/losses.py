@@ -32,22 +32,23 @@ def _once() -> None:
 
 
 class _PerAnchorLoss(torch.autograd.Function):
-    """[A] losses L_i."""
+    """[A] losses L_i, and how many of these anchors have a positive (None on a GPU)."""
 
     @staticmethod
     def forward(
         ctx: Any, embeddings: Tensor, labels: Tensor, temperature: float, k1: float, k2: float, gather: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, int | None]:
         with _full_precision(embeddings):
             ctx.anchors = Anchors(embeddings, labels, temperature, k1, k2, gather)
             walk = ctx.anchors.walk(keep=False)
             losses = ctx.anchors.losses(walk)
             walk.release()
         ctx.save_for_backward(embeddings, labels)  # which are read again
-        return losses
+        count = ctx.anchors.count
+        return losses, None if isinstance(count, Tensor) else count
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
         _once()
         embeddings, _ = ctx.saved_tensors
         with _full_precision(upstream):
@@ -170,14 +171,13 @@ def tuned_contrastive_loss(
     arguments = embeddings, labels, temperature, k1, k2, gather
     several = gather and ranks()[1] > 1
     if reduction == "none":
-        loss = _PerAnchorLoss.apply(*arguments)
-        alone = loss.device.type == "cpu" and not several and not loss.any()
+        loss, count = _PerAnchorLoss.apply(*arguments)
+        count = None if several else count  # of the own anchors
     else:
         # Several processes ask each other for the gradient: all of them do.
         differentiate = torch.is_grad_enabled() and (embeddings.requires_grad or several)
         loss, count = _ReducedLoss.apply(*arguments, reduction == "mean", differentiate)
-        alone = count == 0
-    if alone:
+    if count == 0:
         warnings.warn("no anchor in the batch has a positive: the loss is 0 and has no gradient", RuntimeWarning, 2)
     return loss
 

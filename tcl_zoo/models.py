@@ -114,8 +114,8 @@ def create_model(
         weights_dir: a release folder, or a folder of them, to take the weights from.
         revision: of the Hub repository, instead of the pinned one; not with a folder, which has none.
         cache_dir: huggingface_hub's cache.
-        sha256: of ``model.safetensors``: nothing else is loaded. Without it a released name is held to the index, and
-            a release of your own loads with an :class:`tcl_zoo.weights.UncheckedWarning`.
+        sha256: of ``model.safetensors``: nothing else is loaded. Without it a released name is held to the index,
+            and what ``hf-hub:`` or ``local-dir:`` name loads with an :class:`tcl_zoo.weights.UncheckedWarning`.
         **timm_kwargs: for ``timm.create_model``: ``features_only``, ``in_chans``, ``drop_path_rate`` ...
 
     Returns:

@@ -68,6 +68,7 @@ def transfer(
     test_images: int = 0,
     pretrained: bool = True,
     weights_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
     device: torch.device | str | None = None,
     download: bool = False,
 ) -> list[Score]:
@@ -86,6 +87,7 @@ def transfer(
         test_images: measure on so many test images only, the same share of each class; 0 is all.
         pretrained: False for random weights, as a baseline.
         weights_dir: a release folder, or a folder of them.
+        sha256: of the one model's ``model.safetensors``: nothing else is loaded.
         device: where to compute; a GPU where there is one.
         download: let torchvision fetch missing data sets.
 
@@ -96,6 +98,8 @@ def transfer(
     if min(shots, default=-1) < 0 or seeds < 1 or not models or not datasets:
         raise DataError("images per class and draws are positive numbers, and there is a model and a data set at least")
     models, datasets = _unique(models), _unique(datasets)
+    if sha256 is not None and len(models) > 1:
+        raise DataError("a sha256 is that of one model")
     called, data_called = _labels(models, own_name), _labels(datasets, _data_name)
     own = {name for name in models if brings_weights(name)}
     own = own if len(own) < len(set(models)) else set()  # a weights_dir for none of them is refused by open_model
@@ -111,7 +115,9 @@ def transfer(
         for model_name in models:
             shown = called[model_name]
             place = None if model_name in own else weights_dir
-            model = open_model(model_name, pretrained=pretrained, weights_dir=place, num_classes=0).to(device)
+            model = open_model(model_name, pretrained=pretrained, weights_dir=place, sha256=sha256, num_classes=0).to(
+                device
+            )
             cfg = fitted_cfg(model, size=size)
             model.pretrained_cfg = cfg  # type: ignore[assignment]
             parts = fit(subset(train, used), cfg), fit(test, cfg)

@@ -85,7 +85,7 @@ class Verification:
         ok: the card holds: the same test images, top-1 within 2 images in 10,000 (at least 1), golden output within
             1e-3.
         predictions: [n] predicted classes; ``labels`` [n] and ``classes`` go with it.
-        fingerprint: of the images that were measured.
+        fingerprint: of the images that were measured, as the data set has them.
     """
 
     name: str
@@ -181,9 +181,9 @@ def verify(
     model = create_model(name, True, None, weights_dir, revision, cache_dir, release.sha256)
     ours = golden_output(model, release.config["pretrained_cfg"])
     difference = float((ours - golden).abs().max()) if ours.shape == golden.shape else float("inf")
-    test = fit(load_known(dataset, data_dir, "test", download), release.config["pretrained_cfg"])
-    measured, left_out = test.fingerprint(), 0
-    same = measured == fingerprint
+    images = load_known(dataset, data_dir, "test", download)
+    test, measured, left_out = fit(images, release.config["pretrained_cfg"]), images.fingerprint(), 0
+    same = test.fingerprint() == fingerprint
     if not same and altered and (others := altered.others(test)):
         test, same, left_out, reported = others, True, len(altered.images), 100 * altered.hits / altered.n
         measured = altered.fingerprint

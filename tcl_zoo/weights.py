@@ -5,8 +5,9 @@ checkout's ``model_cards/``; the Hub at the revision that ``index.json`` pins. `
 ``local-dir:PATH`` name a place instead.
 
 The file is read once, its sha256 compared, and the very bytes that were compared are loaded: against ``sha256=`` where
-the caller gives one, against ``index.json`` for a released name, else against the release's own ``config.json``. A
-folder or repository that says other than the index does loads with an :class:`UncheckedWarning`.
+the caller gives one, against ``index.json`` for a released name, else against the release's own ``config.json``. What
+``hf-hub:`` and ``local-dir:`` name, and a folder or revision under a released name, loads with an
+:class:`UncheckedWarning` where the index says otherwise; a path, or a name that is not released, is the caller's own.
 
 Only ``config.json`` and ``model.safetensors`` are ever fetched or opened, and a configuration may set nothing but the
 values this zoo writes.
@@ -124,8 +125,9 @@ def locate(
 
     Args:
         name: a released name, ``hf-hub:org/name[@revision]`` or ``local-dir:PATH``.
-        weights_dir: a release folder, or a folder of them; with other weights, or another ``config.json``, than those
-            released under its name it comes with an :class:`UncheckedWarning`, unless ``sha256`` says that it is meant.
+        weights_dir: a release folder, or a folder of them; with another ``config.json`` than was released under its
+            name, or with other weights, unless ``sha256`` says that they are meant, it comes with an
+            :class:`UncheckedWarning`.
         revision: of the Hub repository; for a released name what ``index.json`` pins where not given.
         cache_dir: huggingface_hub's cache.
         sha256: what ``model.safetensors`` must hash to, instead of what the index or the release says.
@@ -135,8 +137,8 @@ def locate(
         RecipeError: unknown name.
         WeightsError: no weights for it, they cannot be had, or what the Hub sent is not what it should be.
     """
-    sha256 = sha256 and sha256.lower()
-    if sha256 and not SHA256.fullmatch(sha256):
+    sha256 = None if sha256 is None else sha256.lower()
+    if sha256 is not None and not SHA256.fullmatch(sha256):
         raise WeightsError(f"sha256={short(sha256)!r} is none: it has 64 hexadecimal digits")
     if revision is not None and (weights_dir is not None or name.startswith("local-dir:")):
         raise WeightsError("a folder has no revisions: leave revision out, or the folder")
@@ -151,14 +153,15 @@ def locate(
         config = read_config(folder)
         own = config["tcl_zoo"]["sha256"]
         release = Release(name, folder, config, sha256 or own, "weights_dir")
-        if entry and weights and not sha256 and not _holds(release, entry):
-            what = "weights" if own != entry["sha256"] else "labels, figures or input"
-            warnings.warn(
-                f"{folder} has other {what} than what was released as {name}. Where that is meant, say so: "
-                f'sha256="{own}"',
-                UncheckedWarning,
-                stacklevel=3,
-            )
+        if entry and weights and not _holds(release, entry):
+            same = own == entry["sha256"]
+            why = f"{folder} has other weights than those released as {name}. Where they are meant, say so: "
+            why += f'sha256="{own}"'
+            if same:
+                why = f"{folder} has another {CONFIG_FILE} than was released as {name}: nobody vouches for its labels, "
+                why += "figures and input"
+            if same or sha256 is None:
+                warnings.warn(why, UncheckedWarning, stacklevel=3)
         return release
     if entry is None:
         recipe(name)
@@ -183,7 +186,8 @@ def locate(
             else f"{name} is released, but neither in this package nor on a Hub; pass weights_dir="
         )
     where = entry["repo_id"], revision or entry["revision"], cache_dir
-    return _from_hub(name, *where, expected, config_sha256, weights)
+    release = _from_hub(name, *where, expected, config_sha256, weights)
+    return release if config_sha256 or sha256 else _vouch(release)
 
 
 def _from_place(

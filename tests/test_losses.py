@@ -339,6 +339,13 @@ def test_no_positive_pair_is_zero_with_zero_gradient(n, tau, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_of_zero_is_not_taken_for_no_pairs(reduction, recwarn):
+    """SupCon's is 0 where the classes point opposite ways."""
+    z = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]])
+    assert not SupConLoss(reduction=reduction)(z, torch.tensor([0, 0, 1, 1])).any() and not recwarn.list
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_positive_pair_warns_once(reduction):
     # In a process of its own: "once" may be kept per process, and pytest resets the filters.
     code = """if True:

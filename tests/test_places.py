@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import tcl_zoo
-from tcl_zoo import cli
+from tcl_zoo import cli, index
 from tcl_zoo.downstream_models import open_model
 from tcl_zoo.errors import RecipeError, WeightsError
 from tcl_zoo.pipeline import pipeline
@@ -168,6 +168,7 @@ def test_gray_filters_on_colour(run):
 
 def test_words_of_timms_to_fine_tune_and_probe():
     model = open_model("resnet20_cifar.tcl_digits", num_classes=0).eval()
+    assert pipeline("resnet20_cifar.tcl_digits", index.MODEL_CARDS).name == "tcl_resnet20_digits"
     assert torch.equal(model(X), logits("tcl_resnet20_digits", num_classes=0))
 
 

@@ -172,7 +172,7 @@ def test_paired_interval_is_agrestis_and_mins(first, second, n):
     error = math.sqrt(np.average((cells - mean) ** 2, weights=weights) / (n + 2))
     difference, half = paired_interval(first, second, n)
     assert half == pytest.approx(100 * scipy.stats.norm.ppf(0.975) * error, rel=1e-6)
-    assert difference == pytest.approx(100 * (first - second) / n)
+    assert difference == pytest.approx(100 * mean)
 
 
 def test_against_counts_images_that_one_alone_has_right(released):
@@ -360,7 +360,7 @@ def test_other_weights_under_a_released_name(tmp_path, monkeypatch, recwarn):
     (tmp_path / name / "config.json").write_text(json.dumps(config))
     tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path, sha256=sha256)
     assert not recwarn.list
-    with pytest.warns(UncheckedWarning, match=f"other weights than what was released as {name}.*{sha256}"):
+    with pytest.warns(UncheckedWarning, match=f"other weights than those released as {name}.*{sha256}"):
         tcl_zoo.create_model(name, pretrained=True, weights_dir=tmp_path)
     monkeypatch.setenv("TCL_ZOO_WEIGHTS", str(tmp_path))
     with pytest.warns(UncheckedWarning, match="other weights"):
@@ -377,8 +377,9 @@ def test_other_labels_beside_released_weights(tmp_path, recwarn):
     config["pretrained_cfg"]["label_names"] = [f"not a {i}" for i in range(10)]
     (tmp_path / name / "config.json").write_text(json.dumps(config))
     for place in ({"name": name, "weights_dir": tmp_path}, {"name": str(tmp_path / name)}):
-        with pytest.warns(UncheckedWarning, match="other labels, figures or input than what was released"):
-            tcl_zoo.create_model(**place, pretrained=True)
+        for known in ({}, {"sha256": config["tcl_zoo"]["sha256"]}):  # which says nothing of the labels
+            with pytest.warns(UncheckedWarning, match="another config.json than was released"):
+                tcl_zoo.create_model(**place, pretrained=True, **known)
     with pytest.warns(UncheckedWarning, match="nobody vouches for its weights, labels and figures"):
         tcl_zoo.create_model(f"local-dir:{tmp_path / name}", pretrained=True)
 
@@ -397,12 +398,17 @@ def test_sha256_holds_in_every_way_in(released, tmp_path, recwarn):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         for i in range(3):
             Image.new("L", (8, 8), 40 * i).save(tmp_path / "photos" / kind / f"{i}.png")
-    for command, *more in (["predict", photos[0]], ["embed", *photos], ["finetune", *folders]):
+    probed = ["--dataset", "digits"]
+    for command, *more in (["predict", photos[0]], ["embed", *photos], ["finetune", *folders], ["probe", *probed]):
         assert cli.main([command, place, *more, "--sha256", "0" * 64]) != 0
         assert cli.main([command, place, *more, "--sha256", own]) == 0
     assert not [w for w in recwarn.list if issubclass(w.category, UncheckedWarning)]
     with pytest.raises(WeightsError, match="timm's, and not held to a sha256"):
         pipeline("test_resnet", pretrained=False, sha256=own)
+    with pytest.raises(WeightsError, match="sha256='' is none"):
+        pipeline("tcl_resnet20_digits", sha256="")
+    with pytest.raises(SystemExit):
+        cli.main(["verify", "tcl_resnet20_digits", "--sha256", ""])
 
 
 def test_a_place_warns_once(released, recwarn):

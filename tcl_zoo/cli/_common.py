@@ -65,7 +65,7 @@ def guarded(run: Callable[[], int]) -> int:
     except (TclZooError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:  # without its number
-            text = f"{error.filename}: {error.strerror}"
+            text = " -> ".join(str(name) for name in (error.filename, error.filename2) if name) + f": {error.strerror}"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return WRONG
     except (MemoryError, RuntimeError) as error:
@@ -191,6 +191,13 @@ def weights_option(sub: Parser) -> None:
     sub.add_argument("--weights-dir", metavar="DIR", help=text)
 
 
+def digest(text: str) -> str:
+    """A sha256, for argparse."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} has not 64 hexadecimal digits")
+    return text
+
+
 def sha256_option(sub: Parser) -> None:
     """``--sha256``."""
-    sub.add_argument("--sha256", help="of the weights: nothing else is loaded")
+    sub.add_argument("--sha256", type=digest, help="of the weights: nothing else is loaded")

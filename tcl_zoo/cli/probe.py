@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import index
 from ..places import is_timms, run_folder, run_recipe
 from ..recipes import recipe
-from ._common import OK, Add, above_zero, count, data_options, picture, pixels, weights_option, writable
+from ._common import OK, Add, above_zero, count, data_options, picture, pixels, sha256_option, weights_option, writable
 
 
 def register(add: Add) -> None:
@@ -27,6 +27,7 @@ def register(add: Add) -> None:
                      help="known data sets or class folders (default: the model's own)")  # fmt: skip
     data_options(sub)
     weights_option(sub)
+    sha256_option(sub)
     sub.add_argument("--random", action="store_true", help="random weights, as a baseline")
     sub.add_argument("--protocol", default="cached", choices=("cached", "thesis"),
                      help="cached: features once, one full-batch fit; thesis: 50 epochs of augmented SGD")  # fmt: skip
@@ -88,7 +89,7 @@ def _compare(args: argparse.Namespace, datasets: list[str]) -> int:
     scores = transfer(
         args.model, datasets, args.data_dir, shots=args.shots or SHOTS, seeds=args.seeds or 5, C=args.C,
         k=(*args.knn, 20)[0], size=args.size, test_images=args.test_images or 0, pretrained=not args.random,
-        weights_dir=args.weights_dir, device=args.device, download=args.download,
+        weights_dir=args.weights_dir, sha256=args.sha256, device=args.device, download=args.download,
     )  # fmt: skip
     summaries = summarise(scores)
     print(table(summaries))
@@ -106,7 +107,7 @@ def _one(args: argparse.Namespace, name: str, dataset: str) -> int:
     from ..features import default_device, features
     from ..probe import knn_probe, linear_probe
 
-    model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir)
+    model = open_model(name, pretrained=not args.random, weights_dir=args.weights_dir, sha256=args.sha256)
     device = default_device(args.device)
     model = model.to(device)
     cfg = fitted_cfg(model, size=args.size)

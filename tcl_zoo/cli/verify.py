@@ -36,19 +36,19 @@ def _run(args: argparse.Namespace) -> int:
 
     if len(args.names) > 1 and (args.revision or args.sha256 or args.confusion):
         raise TclZooError("--revision, --sha256 and --confusion are for one name")
-    codes, measured = [], []
-    for name in args.names:
+    codes, measured = [], {}
+    for name in dict.fromkeys(args.names):
         try:
             v = verify(
                 name, args.data_dir, weights_dir=args.weights_dir, revision=args.revision, sha256=args.sha256,
                 device=args.device, download=args.download,
             )  # fmt: skip
-        except DamagedError as error:  # not what was released: a check that failed, not wrong use
-            print(f"error: {error}", file=sys.stderr)
-            codes.append(FAILED)
+        except TclZooError as error:  # what is not as it was released is a check that failed, not wrong use
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            codes.append(FAILED if isinstance(error, DamagedError) else WRONG)
         else:
             codes.append(_report(v, args))
-            measured.append(v)
+            measured[name] = v
     _compare(measured)
     return next((code for code in (FAILED, WRONG) if code in codes), OK)
 
@@ -78,13 +78,16 @@ def _report(v: Verification, args: argparse.Namespace) -> int:
     return WRONG
 
 
-def _compare(measured: list[Verification]) -> None:
-    """Each pair that saw the same images. The interval is over images; what another training gives is not in it."""
+def _compare(measured: dict[str, Verification]) -> None:
+    """Every pair, by names as given. The interval is over images; what another training gives is not in it."""
     from ..intervals import paired_interval
 
-    for first, second in combinations(measured, 2):
-        if alone := first.against(second):
-            difference, half = paired_interval(*alone, first.n)
-            print(f"{first.name} - {second.name}")
-            print(f"  {difference:+.2f} ± {half:.2f} points (95 %) on the same {first.n:,} images,")
-            print(f"  of which {alone[0]:,} by the first alone and {alone[1]:,} by the second alone are right")
+    for (one, first), (other, second) in combinations(measured.items(), 2):
+        print(f"{one} - {other}")
+        alone = first.against(second)
+        if alone is None:
+            print("  not compared: other test images")
+            continue
+        difference, half = paired_interval(*alone, first.n)
+        print(f"  {difference:+.2f} ± {half:.2f} points (95 %) on the same {first.n:,} images,")
+        print(f"  of which {alone[0]:,} by the first alone and {alone[1]:,} by the second alone are right")
