@@ -115,9 +115,8 @@ def transfer(
         for model_name in models:
             shown = called[model_name]
             place = None if model_name in own else weights_dir
-            model = open_model(model_name, pretrained=pretrained, weights_dir=place, sha256=sha256, num_classes=0).to(
-                device
-            )
+            model = open_model(model_name, pretrained=pretrained, weights_dir=place, sha256=sha256, num_classes=0)
+            model = model.to(device)
             cfg = fitted_cfg(model, size=size)
             model.pretrained_cfg = cfg  # type: ignore[assignment]
             parts = fit(subset(train, used), cfg), fit(test, cfg)
