@@ -79,7 +79,7 @@ def run(quick: bool = False) -> None:
 
 def memory(quick: bool = False) -> None:
     """Peak extra memory of one step, each in a process of its own."""
-    sizes = [1024, 4096] if quick else [1024, 4096, 12_288, 32_768, 65_536]
+    sizes = [1024, 4096] if quick else [1024, 2048, 4096, 12_288, 32_768, 65_536]
     rows: list[dict[str, Any]] = []
     for n in sizes:
         for name in ("tcl_zoo", "SupContrast (dense)", "authors' TCL (dense)", "pytorch-metric-learning"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from .errors import WeightsError, one_line
 from .models import create_model
-from .places import find
+from .places import Place, find
 
 SMALL = 64  # pixels a side below which an encoder has a CIFAR stem and takes images of any size
 
@@ -39,10 +39,9 @@ def open_model(
     """
     import timm
 
-    own = brings_weights(name)
-    if pretrained and weights_dir is not None and own:
+    if pretrained and weights_dir is not None and brings_weights(name):
         raise WeightsError(f"{name} brings its own weights: leave --weights-dir out (in Python: weights_dir)")
-    place = find(name, None if own else weights_dir)
+    place = located(name, weights_dir)
     if not place.timms:
         return create_model(place.name, pretrained, weights_dir=place.weights_dir, sha256=sha256, **timm_kwargs)
     if sha256 is not None:
@@ -57,6 +56,11 @@ def brings_weights(name: str | os.PathLike[str]) -> bool:
     """Whether the name stands for weights of its own, whatever ``weights_dir`` says: timm's, or a run folder's."""
     place = find(name)
     return place.run is not None or place.timms
+
+
+def located(name: str | os.PathLike[str], weights_dir: str | os.PathLike[str] | None) -> Place:
+    """:func:`tcl_zoo.places.find`, without the ``weights_dir`` where the name brings its own weights."""
+    return find(name, None if brings_weights(name) else weights_dir)
 
 
 def own_name(name: str) -> str:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .downstream_models import brings_weights, open_model
+from .downstream_models import located, open_model
 from .errors import DataError, WeightsError
 from .features import default_device, frozen, pooled
 from .images import batched, read, reason, shown
 from .memory import give_back_freed
 from .models import transform_of
-from .places import find
 from .splits import loader
 
 _TRIM_EVERY = 16  # batches
@@ -157,8 +156,7 @@ def pipeline(
     model = open_model(name, pretrained=pretrained, weights_dir=weights_dir, sha256=sha256)
     transform = transform_of(resolve_model_data_config(model))
     mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"  # type: ignore[index]
-    name = find(name, None if brings_weights(name) else weights_dir).name
-    return Pipeline(name, model.to(device).eval(), transform, mode, _labels(model), device)
+    return Pipeline(located(name, weights_dir).name, model.to(device).eval(), transform, mode, _labels(model), device)
 
 
 def predict(

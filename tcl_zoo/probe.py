@@ -84,9 +84,8 @@ def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, C: float = 1.0,
     most = max_iter * 5 // 4  # evaluations that torch's L-BFGS allows itself; it ends sooner
     with torch.enable_grad(), progress(most, "fit", "evaluation") as bar:
         optimizer.step(closure)
-    linear = nn.utils.skip_init(
-        nn.Linear, inputs.shape[1], num_classes, device=inputs.device, dtype=inputs.dtype
-    )  # draws nothing
+    kind = {"device": inputs.device, "dtype": inputs.dtype}
+    linear = nn.utils.skip_init(nn.Linear, inputs.shape[1], num_classes, **kind)  # no random numbers are drawn
     with torch.no_grad():
         linear.weight.copy_(weight / std)
         linear.bias.copy_(bias - linear.weight @ mean)

@@ -154,14 +154,12 @@ def locate(
         own = config["tcl_zoo"]["sha256"]
         release = Release(name, folder, config, sha256 or own, "weights_dir")
         if entry and weights and not _holds(release, entry):
-            same = own == entry["sha256"]
-            why = f"{folder} has other weights than those released as {name}. Where they are meant, say so: "
-            why += f'sha256="{own}"'
-            if same:
-                why = f"{folder} has another {CONFIG_FILE} than was released as {name}: nobody vouches for its labels, "
-                why += "figures and input"
+            if same := own == entry["sha256"]:
+                what = f"another {CONFIG_FILE} than was released as {name}: nobody vouches for labels and figures"
+            else:
+                what = f'other weights than those released as {name}. Where they are meant, say so: sha256="{own}"'
             if same or sha256 is None:
-                warnings.warn(why, UncheckedWarning, stacklevel=3)
+                warnings.warn(f"{folder} has {what}", UncheckedWarning, stacklevel=3)
         return release
     if entry is None:
         recipe(name)

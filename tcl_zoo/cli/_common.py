@@ -63,10 +63,7 @@ def guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (TclZooError, OSError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:  # without its number
-            text = " -> ".join(str(name) for name in (error.filename, error.filename2) if name) + f": {error.strerror}"
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        tell(error)
         return WRONG
     except (MemoryError, RuntimeError) as error:
         # torch's, on a GPU and on a CPU, told without importing it
@@ -78,6 +75,14 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def tell(error: TclZooError | OSError) -> None:
+    """An error as one line on stderr."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:  # without its number
+        text = " -> ".join(str(name) for name in (error.filename, error.filename2) if name) + f": {error.strerror}"
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
 
 
 def _warn_once(told: set[str]) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from ._common import OK, WRONG, Add, count, device_option, sha256_option, weights_option
+from ._common import OK, WRONG, Add, count, device_option, sha256_option, tell, weights_option
 
 
 def register(add: Add) -> None:
@@ -31,7 +30,7 @@ def _run(args: argparse.Namespace) -> int:
         try:
             likeliest = loaded.predict(path, args.top)
         except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(error)
             failed += 1
             continue
         print(shown(path))

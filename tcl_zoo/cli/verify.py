@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from ._common import FAILED, OK, WRONG, Add, data_options, picture, sha256_option, weights_option
+from ._common import FAILED, OK, WRONG, Add, data_options, picture, sha256_option, tell, weights_option
 
 if TYPE_CHECKING:
     from ..verify import Verification
@@ -44,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
                 device=args.device, download=args.download,
             )  # fmt: skip
         except TclZooError as error:  # what is not as it was released is a check that failed, not wrong use
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            tell(error)
             codes.append(FAILED if isinstance(error, DamagedError) else WRONG)
         else:
             codes.append(_report(v, args))

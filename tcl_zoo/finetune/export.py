@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from ..downstream import Data
-from ..downstream_models import brings_weights, own_name
+from ..downstream_models import located, own_name
 from ..errors import TrainingError
 from ..features import confusion_counts, predict
 from ..index import entries
 from ..models import create_model
 from ..outside import POOLS, PRETRAINED_KEYS, complaint
 from ..pictures import confusion, training_curve
-from ..places import find
 from ..release import HALF_ABOVE, replacing, rounded, write_card
 from ..runs import write_json
 from ..splits import FolderSplit, Split
@@ -38,7 +37,7 @@ def parent_facts(plan: Plan, weights_dir: str | os.PathLike[str] | None, sha256:
     """
     if not plan.pretrained:
         return {"name": own_name(plan.model), "pretrained": False}
-    name, weights_dir, run = find(plan.model, None if brings_weights(plan.model) else weights_dir)
+    name, weights_dir, run = located(plan.model, weights_dir)
     if run is not None:
         digest = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
         return {"name": own_name(plan.model), "sha256": digest}
