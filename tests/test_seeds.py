@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from tcl_zoo.amend import add_seeds
-from tcl_zoo.cards import differences, seeds_of, zoo_table
+from tcl_zoo.cards import differences, seeds_of, side_by_side, zoo_table
 from tcl_zoo.cli import guarded
 from tcl_zoo.errors import TrainingError, WeightsError
 from tcl_zoo.evaluate import evaluate_run
@@ -132,6 +132,25 @@ def test_objectives_are_compared_seed_by_seed(folder):
     assert differences({"a": config("tcl", *tcl), "c": other}) == [], "no seed in common"
     same = differences({"a": config("tcl", *tcl), "b": config("supcon", *(value - 0.25 for value in tcl))})
     assert same[2].endswith("| +0.25 ± 0.00 | 3 | the same in every run: no interval |")
+    apart = differences({"a": config("tcl_ssl", *tcl), "b": config("simclr", *supcon), "c": config("supcon", *supcon)})
+    assert len(apart) == 3 and apart[2].endswith(f", without labels {line}".replace("SupCon", "SimCLR"))
+
+
+def test_objectives_without_labels_have_a_table_of_their_own(folder):
+    def config(objective, top1, variant=""):
+        made = read_config(folder)
+        made["tcl_zoo"]["recipe"] |= {"objective": objective, "variant": variant}
+        made["tcl_zoo"] |= {"name": objective + variant, "results": made["tcl_zoo"]["results"] | {"top1": top1}}
+        return made
+
+    labelled = {"a": config("supcon", 90.0)}
+    only = side_by_side(labelled, "in/")
+    assert [line.count("|") for line in only] == [5, 5, 5] and "| - | [90.00](in/supcon/README.md) | - |" in only[2]
+    both = side_by_side(labelled | {"b": config("byol", 80.0), "c": config("tcl_ssl", 81.0, "views2")})
+    assert both[:3] == [line.replace("in/", "") for line in only]
+    assert both[4:6] == ["| without labels | TCL | BYOL |", "|---|---|---|"]
+    assert both[6].endswith("| - | [80.00](byol/README.md) |")
+    assert both[7].endswith(", `.views2` | [81.00](tcl_sslviews2/README.md) | - |")
 
 
 def test_what_cannot_be_compared_is_told_in_one_line(runs, folder):

@@ -194,6 +194,7 @@ def _not_released(configs: dict[str, dict[str, Any]]) -> list[str]:
     """The names of which the thesis has a figure, and those that a small CPU can train, as far as they have no card."""
     pairs = [(d, o) for d in ("cifar10", "cifar100", "fmnist") for o in ("tcl", "supcon", "ce")]
     small = [f"{o}_resnet20_{d}{variant}" for variant in ("", ".e40") for d, o in pairs]
+    small += ["tcl_ssl_resnet20_cifar10.e40", "simclr_resnet20_cifar10.e40"]
     wanted = {**REPORTED, **dict.fromkeys(small, (None, "-"))}
     lines = [table_line(["name", "thesis", "where", "why not"]), table_line(["---"] * 4)]
     for name, (top1, where) in wanted.items():
