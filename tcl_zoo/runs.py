@@ -135,16 +135,11 @@ class Run:
         # Through its class: a folder of an older version lacks fields that came since, and had their defaults.
         ours = self.recipe.to_dict() | settings
         theirs = self._parse(stored["recipe"]).to_dict() | stored["settings"]
-        differing = [
-            f"{key} ({theirs.get(key)} there, {ours.get(key)} now)"
-            for key in ours | theirs
-            if theirs.get(key) != ours.get(key)
-        ]
-        if differing:
-            name = theirs.get("name") or theirs.get("model")
+        if differing := [key for key in ours | theirs if theirs.get(key) != ours.get(key)]:
+            told = [f"{key} ({_said(theirs.get(key))} there, {_said(ours.get(key))} now)" for key in differing[:4]]
             raise TrainingError(
-                f"{self.folder} holds a run of {name} with other values: {', '.join(differing[:4])}; "
-                "choose another run folder, or give the same values to go on"
+                f"{self.folder} holds a run of {theirs.get('name') or theirs.get('model')} with other values: "
+                f"{', '.join(told)}; choose another run folder, or give the same values to go on"
             )
 
     def lock(self) -> None:
@@ -218,6 +213,11 @@ class Run:
             shutil.rmtree(part, ignore_errors=True)
         for file in self.folder.glob(".*.part"):
             file.unlink(missing_ok=True)
+
+
+def _said(value: Any) -> str:
+    """A value of a run in the words of the commands' options."""
+    return {"no": "fp32", "None": "not set"}.get(str(value), str(value))
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -122,5 +122,5 @@ def test_compiled_steps_are_the_eager_steps(tmp_path, monkeypatch) -> None:
 
 def test_a_run_goes_on_as_it_began(tmp_path) -> None:
     train(TINY, run_dir=tmp_path / "run", time_limit=0, cpu=True)
-    with pytest.raises(TrainingError, match=r"compile \(None there, True now\)"):
+    with pytest.raises(TrainingError, match=r"compile \(not set there, True now\)"):
         train(TINY, run_dir=tmp_path / "run", time_limit=0, cpu=True, compile=True)

@@ -210,6 +210,8 @@ def test_nan_loss_stops_with_the_step(short, digits, tmp_path, change):
 def test_refused_run_folders(undisturbed, short, digits, tmp_path):
     with pytest.raises(TrainingError, match=r"lr \(0.1 there, 0.2 now\)"):
         train(dataclasses.replace(short, lr=0.2), run_dir=undisturbed, split=digits, cpu=True)
+    with pytest.raises(TrainingError, match=r"precision \(fp32 there, bf16 now\)"):
+        train(short, run_dir=undisturbed, split=digits, cpu=True, precision="bf16")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(TrainingError, match="not a run folder"):
@@ -465,7 +467,7 @@ def test_held_out_images_are_measured_on_and_nothing_else(tmp_path, monkeypatch)
     assert_same(weights(tmp_path / "kept"), {k: v for k, v in with_probe.items() if not k.startswith("classifier")})
     predicted = predict(load_run(tmp_path / "run")[1], held).argmax(1)
     assert results["top1"] == pytest.approx(100 * float((predicted == held.labels).double().mean()))
-    with pytest.raises(TrainingError, match=r"hold_out \(200 there, None now\)"):
+    with pytest.raises(TrainingError, match=r"hold_out \(200 there, not set now\)"):
         train(one, run_dir=tmp_path / "run", cpu=True)
     with pytest.raises(TrainingError, match="held 200 training images out"):
         release(tmp_path / "run", tmp_path / "cards")
