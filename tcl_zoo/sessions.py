@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -37,8 +38,10 @@ class Session(ABC):
     Attributes:
         batches: of every epoch.
         losses: [steps of an epoch] of this process, on the device until somebody looks.
+        state: names of the attributes that a checkpoint holds beside what accelerate knows; JSON's types.
     """
 
+    state: tuple[str, ...] = ("epoch", "step_done", "seconds")
     accelerator: Accelerator
     batches: Batches
     epoch: int = 0
@@ -51,16 +54,24 @@ class Session(ABC):
         """Forward, backward, update; returns the detached loss."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Writes everything to go on bit for bit."""
-
-    @abstractmethod
-    def load(self, folder: Path) -> None:
-        """Reads what :meth:`save` wrote."""
-
-    @abstractmethod
     def suggestion(self) -> str:
         """What to try where the loss is not finite."""
+
+    def save(self, folder: Path) -> None:
+        """Writes everything to go on bit for bit, through accelerate; every process calls it."""
+        self.accelerator.save_state(str(folder))
+        losses = self.batch_losses(self.step_done)
+        if self.accelerator.is_main_process:
+            values = {name: getattr(self, name) for name in self.state} | {"losses": losses.tolist()}
+            (folder / "state.json").write_text(json.dumps(values), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Reads what :meth:`save` wrote."""
+        values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.accelerator.load_state(str(folder))
+        self.losses[: values["step_done"]] = torch.tensor(values["losses"])
+        for name in self.state:
+            setattr(self, name, values[name])
 
     def batch_losses(self, upto: int) -> Tensor:
         """Losses [upto] of the whole batches: the mean over the processes, all of which ask at the same steps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,23 +159,7 @@ class Trainer(Session):
         return f"{advice} or a higher temperature than {recipe.temperature:g}"
 
     def save(self, folder: Path) -> None:
-        """Everything to go on bit for bit, through accelerate."""
+        """As every session, and the gradients logged so far reach their file."""
         if self.gradients:
             self.gradients.flush()
-        self.accelerator.save_state(str(folder))
-        losses = self.batch_losses(self.step_done)
-        if self.accelerator.is_main_process:
-            state = {
-                "epoch": self.epoch,
-                "step": self.step_done,
-                "seconds": self.seconds,
-                "losses": losses.tolist(),
-            }
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    def load(self, folder: Path) -> None:
-        """The state that :meth:`save` wrote."""
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.accelerator.load_state(str(folder))
-        self.epoch, self.step_done, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.losses[: self.step_done] = torch.tensor(state["losses"])
+        super().save(folder)

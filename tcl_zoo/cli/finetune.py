@@ -22,7 +22,7 @@ def register(add: Add) -> None:
               """
               tcl-zoo finetune tcl_resnet20_digits --data-dir PHOTOS --out runs/photos
               tcl-zoo finetune resnet18 --dataset pets --data-dir data --freeze 3
-              accelerate launch -m tcl_zoo.cli finetune NAME --data-dir PHOTOS
+              accelerate launch -m tcl_zoo finetune NAME --data-dir PHOTOS
               """)  # fmt: skip
     sub.add_argument("model", help="a name of this zoo, a release or run folder, or any timm model")
     sub.add_argument(

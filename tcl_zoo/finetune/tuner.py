@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +36,8 @@ class Tuner(Session):
         accelerator: device and processes.
         workers: DataLoader workers of a streamed folder.
     """
+
+    state = (*Session.state, "best", "highest", "measured_since")
 
     def __init__(
         self, plan: Plan, model: nn.Module, train: Split | FolderSplit, val: Split | FolderSplit | None,
@@ -164,21 +164,3 @@ class Tuner(Session):
     def suggestion(self) -> str:
         """A lower learning rate, or shorter gradients."""
         return f"try a lower learning rate (--lr {self.plan.lr / 3:.1g}) or --clip-grad 1"
-
-    def save(self, folder: Path) -> None:
-        """Everything to go on bit for bit, through accelerate."""
-        self.accelerator.save_state(str(folder))
-        losses = self.batch_losses(self.step_done)
-        if self.accelerator.is_main_process:
-            keys = ("epoch", "step_done", "seconds", "best", "highest", "measured_since")
-            state = {key: getattr(self, key) for key in keys}
-            state["losses"] = losses.tolist()
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    def load(self, folder: Path) -> None:
-        """The state that :meth:`save` wrote."""
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.accelerator.load_state(str(folder))
-        self.losses[: state["step_done"]] = torch.tensor(state.pop("losses"))
-        for key, value in state.items():
-            setattr(self, key, value)
