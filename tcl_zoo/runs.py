@@ -7,7 +7,6 @@ folders are made under another name and renamed. Each checkpoint has the sha256 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -16,8 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -107,7 +107,7 @@ class Run:
         self.folder, self.recipe, self._parse = Path(folder), recipe, parse
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoint"
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(self.folder / ".lock", blocking=False, thread_local=False)
         recipe_file = self._recipe_file = self.folder / "recipe.json"
         with writing(self.folder):
             if not recipe_file.exists() and self.folder.exists() and self._foreign():
@@ -145,18 +145,14 @@ class Run:
     def lock(self) -> None:
         """Keeps other trainings out until :meth:`release` or the end of this process."""
         with writing(self.folder):
-            self._lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.release()
-            raise RunInUseError(f"{self.folder} is in use by another training; wait for it or stop it") from None
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise RunInUseError(f"{self.folder} is in use by another training; wait for it or stop it") from None
 
     def release(self) -> None:
         """Lets other trainings in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """One line per epoch."""

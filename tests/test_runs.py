@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -130,6 +132,17 @@ def test_lock(short, tmp_path):
         Run(tmp_path, short, settings, hold=True)
     first.release()
     Run(tmp_path, short, settings, hold=True).release()
+
+
+@pytest.mark.filterwarnings("ignore:.*soft")
+def test_lock_on_a_disk_that_knows_none(short, tmp_path, monkeypatch):
+    """As some clusters' file systems: that is no other training."""
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    test_lock(short, tmp_path)
 
 
 def test_an_error_gives_the_folder_free(short, digits, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ off. The finished file appears at once or not at all.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ..errors import DataError
 from ..images import shown
@@ -53,11 +53,10 @@ class Partial:
         self._files = contextlib.ExitStack()
         self._lines: list[bytes] = []
         self._committed = time.monotonic()
-        lock = self._files.enter_context((self.folder / "lock").open("w"))
+        lock = FileLock(self.folder / "lock", blocking=False, thread_local=False)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._files.close()
+            self._files.enter_context(lock)
+        except Timeout:
             raise DataError(f"another process is writing {out}; wait for it, or choose another file") from None
         run = self.folder / "run.json"
         try:
