@@ -33,6 +33,7 @@ from .verify import golden_output
 from .weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
 PROJECTOR_FILE, CARD_FILE = "projector.safetensors", "README.md"
+_OPTIONS = {"compile", "gradient_accumulation_steps"}  # of a run, for its card's command
 HALF_ABOVE = 5_000_000  # parameters from which weights are released in float16
 
 
@@ -100,7 +101,7 @@ def release(
         "bytes": len(data),
         "parameters": parameters,
         "golden": {"inputs": "tcl_zoo.verify.golden_inputs", "logits": golden},
-        "environment": environment,
+        "environment": environment | {key: settings[key] for key in _OPTIONS & settings.keys()},
         "seconds": round(metrics[-1]["seconds"], 1),
     } | ({"note": note} if note else {})
     facts |= _entered(target, facts["sha256"])

@@ -27,7 +27,7 @@ from .recipes import DATA, Recipe, from_dict
 
 _KEEP = 2  # checkpoints: should the newest turn out damaged, the one before is still there
 _SUMS = "sha256.json"
-_FIRST = {"checkpoint", ".lock", ".recipe.json.part"}  # what a run killed in its first moments may leave
+_FIRST = {"checkpoint", ".lock", ".recipe.json.part", "recipe.json"}  # what a run leaves before its first checkpoint
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -108,39 +108,41 @@ class Run:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoint"
         self._lock = FileLock(self.folder / ".lock", blocking=False, thread_local=False)
-        recipe_file = self._recipe_file = self.folder / "recipe.json"
+        recipe_file = self.folder / "recipe.json"
         with writing(self.folder):
-            if not recipe_file.exists() and self.folder.exists() and self._foreign():
+            # Looked for last: another training may begin in between.
+            if self.folder.exists() and self._begun() and not recipe_file.exists():
                 raise TrainingError(f"{self.folder} is not empty and not a run folder; choose another")
-            if recipe_file.exists():
-                self._compare(recipe_file, settings)
+            self._agrees(recipe_file, settings)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if hold:
                 self.lock()
                 self.clean()
             # Once more behind the lock: of two that start at the same moment one has written it by now.
-            if recipe_file.exists():
-                self._compare(recipe_file, settings)
-            else:
+            if not self._agrees(recipe_file, settings):
                 write_json(recipe_file, {"recipe": recipe.to_dict(), "settings": settings})
 
-    def _foreign(self) -> bool:
-        """Whether there is anything that no run leaves before its ``recipe.json``."""
+    def _begun(self) -> bool:
+        """Whether there is anything that no run leaves before its first checkpoint."""
         more = not {p.name for p in self.folder.iterdir()} <= _FIRST
-        more = more or (self.checkpoints.exists() and any(self.checkpoints.iterdir()))
-        return more and not self._recipe_file.exists()  # of a run that began since it was looked for
+        return more or (self.checkpoints.exists() and any(self.checkpoints.iterdir()))
 
-    def _compare(self, recipe_file: Path, settings: dict[str, Any]) -> None:
+    def _agrees(self, recipe_file: Path, settings: dict[str, Any]) -> bool:
+        """Whether the folder is asked for what it was begun with; one where nothing was done yet may become another."""
+        if not recipe_file.exists():
+            return False
         stored = read_recipe_file(recipe_file, self._parse)
         # Through its class: a folder of an older version lacks fields that came since, and had their defaults.
         ours = self.recipe.to_dict() | settings
         theirs = self._parse(stored["recipe"]).to_dict() | stored["settings"]
-        if differing := [key for key in ours | theirs if theirs.get(key) != ours.get(key)]:
+        differing = [key for key in ours | theirs if theirs.get(key) != ours.get(key)]
+        if differing and self._begun():
             told = [f"{key} ({_said(theirs.get(key))} there, {_said(ours.get(key))} now)" for key in differing[:4]]
             raise TrainingError(
                 f"{self.folder} holds a run of {theirs.get('name') or theirs.get('model')} with other values: "
                 f"{', '.join(told)}; choose another run folder, or give the same values to go on"
             )
+        return not differing
 
     def lock(self) -> None:
         """Keeps other trainings out until :meth:`release` or the end of this process."""
@@ -162,8 +164,9 @@ class Run:
     def rewind_metrics(self, epoch: int) -> None:
         """Drops the lines of ``epoch`` and later: they will be written again."""
         text = "".join(json.dumps(line) + "\n" for line in read_metrics(self.folder) if line["epoch"] < epoch)
-        with writing(self.folder):
-            write_text(self.metrics_file, text)
+        if self.metrics_file.exists():
+            with writing(self.folder):
+                write_text(self.metrics_file, text)
 
     def saved(self) -> list[Path]:
         """Checkpoint folders, newest first."""

@@ -118,6 +118,8 @@ def train(
     with naming_the_lost(), within_memory(accelerator, f"{recipe.batch_views} views", *smaller):
         settings: dict[str, Any] = {"precision": accelerator.mixed_precision}
         settings |= {"compile": True} if compile else {}
+        if gradient_accumulation_steps > 1:  # batch statistics are those of a part
+            settings["gradient_accumulation_steps"] = gradient_accumulation_steps
         settings |= {"hold_out": hold_out} if hold_out else {}
         run = main_first(lambda: Run(run_dir, recipe, settings, hold=accelerator.is_main_process))
         try:

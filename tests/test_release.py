@@ -98,6 +98,18 @@ def test_card_says_what_a_reader_asks(released):
     assert "hf-hub:me/mine" in published and "embedding.png" not in published
 
 
+def test_card_has_the_options_that_made_the_weights(tmp_path):
+    plan = dataclasses.replace(tcl_zoo.recipe("ce_resnet20_digits.e1"), seed=3)
+    train(plan, run_dir=tmp_path / "run", gradient_accumulation_steps=2, cpu=True)
+    evaluate_run(tmp_path / "run", None, device="cpu")
+    folder = release(tmp_path / "run", tmp_path / "zoo", device="cpu")
+    command = f"scripts/train.py {plan.name} --data-dir DATA --precision fp32 --set seed=3"
+    assert f"{command} --gradient-accumulation-steps 2\n" in (folder / "README.md").read_text()
+    config = json.loads((folder / "config.json").read_text())
+    config["tcl_zoo"]["environment"] = {**config["tcl_zoo"]["environment"], "compile": True}
+    assert f"{command} --gradient-accumulation-steps 2 --compile\n" in card(config)
+
+
 def test_card_puts_the_thesis_beside(released):
     config = json.loads((released / NAME / "config.json").read_text())
     facts = config["tcl_zoo"]

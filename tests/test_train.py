@@ -172,6 +172,8 @@ def test_accumulation_only_for_cross_entropy(short, digits, tmp_path):
     ]  # fmt: skip
     plan = dataclasses.replace(recipe("ce_resnet20_digits"), epochs=1)
     assert train(plan, run_dir=tmp_path / "ce", split=digits, gradient_accumulation_steps=2, cpu=True).finished
+    with pytest.raises(TrainingError, match=r"gradient_accumulation_steps \(2 there, not set now\)"):
+        train(plan, run_dir=tmp_path / "ce", split=digits, cpu=True)
     with pytest.raises(TrainingError, match="do not divide"):
         train(plan, run_dir=tmp_path / "ce3", split=digits, gradient_accumulation_steps=3, cpu=True)
 
@@ -364,6 +366,11 @@ def test_out_of_memory_is_one_line_with_advice(short, digits, tmp_path, monkeypa
     plain = dataclasses.replace(recipe("ce_resnet20_digits"), epochs=1)
     with pytest.raises(TrainingError, match="--gradient-accumulation-steps 2"):
         train(plain, run_dir=tmp_path / "ce", split=digits, cpu=True)
+    monkeypatch.undo()  # the advice, followed in the folder that is there now
+    smaller = dataclasses.replace(short, batch_views=64, epochs=1)
+    assert train(smaller, run_dir=tmp_path / "run", split=digits, cpu=True).finished
+    assert load_run(tmp_path / "run")[0].batch_views == 64
+    assert train(plain, run_dir=tmp_path / "ce", split=digits, gradient_accumulation_steps=2, cpu=True).finished
 
 
 def test_fine_tuning_out_of_memory_names_its_own_option(tmp_path, monkeypatch):

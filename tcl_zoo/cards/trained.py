@@ -134,7 +134,10 @@ def card(
     meaning = _MEANING | (_MEANING_BY_LARS if recipe.get("optimizer") == "lars" else {})
     values = "\n".join(f"| `{key}` | {value} | {meaning.get(key, '')} |" for key, value in _values(recipe).items())
     software = ", ".join(f"{k} {v}" for k, v in environment["software"].items())
-    seed = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
+    options = f" --set seed={recipe['seed']}" if recipe["seed"] else ""
+    if parts := environment.get("gradient_accumulation_steps"):
+        options += f" --gradient-accumulation-steps {parts}"
+    options += " --compile" * environment.get("compile", False)
     label, gray = "float16" if facts["bytes"] < 3 * facts["parameters"] else "float32", "gray, " * (info.channels == 1)
     objective = _OBJECTIVES.get(recipe["objective"], recipe["objective"])
     transfer = transfer_section(facts.get("transfer"), recipe["dataset"])
@@ -164,7 +167,7 @@ Classes, in the order of the logits: {class_list(config)}.
 ## Training
 
 ```
-python scripts/train.py {name} --data-dir DATA --precision {environment["precision"]}{seed}
+python scripts/train.py {name} --data-dir DATA --precision {environment["precision"]}{options}
 ```
 
 | value | | |
