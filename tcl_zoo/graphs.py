@@ -8,8 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .errors import one_line
+
 # Steps before the capture, so that cuDNN has chosen its kernels and the allocator has settled.
 _WARM_UP = 3
+
+
+class CaptureError(RuntimeError):
+    """What was run cannot be captured, though it runs; one line says why."""
 
 
 class GraphedBackward:
@@ -26,7 +32,7 @@ class GraphedBackward:
         views, labels: the first batch.
 
     Raises:
-        RuntimeError: something in ``backward`` cannot be captured.
+        CaptureError: something in ``backward`` cannot be captured. What it raises of itself passes through.
     """
 
     def __init__(
@@ -44,8 +50,12 @@ class GraphedBackward:
             current.wait_stream(stream)
             # The warm-up's own stream: libraries keep a workspace for each. This thread's calls alone: another one
             # may be pinning the next batches' memory, which a capture of all threads forbids.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                self._loss = backward(self._views, self._labels)
+            try:
+                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                    self._loss = backward(self._views, self._labels)
+            except RuntimeError as error:
+                # A capture that was broken off ends in an error of its own, which hides the first one.
+                raise CaptureError(one_line(error.__context__ or error)) from error
         finally:
             torch.cuda.set_stream(current)  # a capture that fails may leave its own
             current.wait_stream(stream)

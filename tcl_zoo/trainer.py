@@ -16,9 +16,9 @@ from .analysis import GradientLog
 from .augment import MultiCrop
 from .batches import Batches
 from .datasets import pretrained_cfg
-from .errors import TrainingError, one_line
+from .errors import TrainingError
 from .features import normaliser
-from .graphs import GraphedBackward
+from .graphs import CaptureError, GraphedBackward
 from .objectives import Objective, Views, create_objective
 from .optimizers import create_optimizer, fusable
 from .recipes import Recipe
@@ -128,9 +128,8 @@ class Trainer(Session):
         if self._graphed is None:
             try:
                 self._graphed = GraphedBackward(self.backward, self.network, views, labels)
-            except RuntimeError as error:
-                # A capture that was broken off ends in an error of its own, which hides the first one.
-                self.accelerator.print(f"without CUDA graphs: {one_line(error.__context__ or error)}")
+            except CaptureError as error:
+                self.accelerator.print(f"without CUDA graphs: {error}")
                 self._graphs = False
         # Outside of the handler, whose error holds on to what the failed capture allocated.
         return self._graphed(views, labels) if self._graphed else self.backward(views, labels)

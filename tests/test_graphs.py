@@ -2,7 +2,10 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,23 +43,45 @@ def test_a_cpu_has_no_graphs() -> None:
     assert not trainer(cpu=True)._graphs
 
 
-def test_what_cannot_be_captured_goes_on_without_and_says_why(monkeypatch, capsys) -> None:
-    def capture(*args: object) -> None:
+@pytest.fixture
+def broken_capture(monkeypatch) -> None:
+    """Streams that do nothing, and a capture that refuses an operation and then ends in an error of its own."""
+
+    @contextmanager
+    def capture(*args: object, **kwargs: object) -> Iterator[None]:
         try:
-            raise RuntimeError("an operation that waits")
+            yield
+            raise RuntimeError("an operation that waits\nand more")
         finally:
             raise RuntimeError("failed due to a previous error during capture")
 
-    monkeypatch.setattr("tcl_zoo.trainer.GraphedBackward", capture)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda _: nullcontext()}
+    fakes |= {"set_stream": lambda _: None, "CUDAGraph": object, "graph": capture}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+def test_what_cannot_be_captured_goes_on_without_and_says_why(broken_capture, capsys) -> None:
     made, eager = trainer(cpu=True), trainer(cpu=True)
     made._graphs = True
     assert torch.equal(weights_after(made, 2)[1], weights_after(eager, 2)[1])
-    assert capsys.readouterr().out == "without CUDA graphs: an operation that waits\n"
+    assert capsys.readouterr().out == "without CUDA graphs: an operation that waits and more\n"
+
+
+def test_an_error_of_the_step_itself_is_not_taken_for_the_captures(broken_capture, monkeypatch, capsys) -> None:
+    made = trainer(cpu=True)
+    made._graphs = True
+    monkeypatch.setattr(made.network, "forward", lambda *_: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        weights_after(made, 1)
+    assert capsys.readouterr().out == ""
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["tcl_resnet20_digits", "supcon_resnet20_digits", "ce_resnet20_digits"])
-def test_replayed_steps_are_the_eager_steps(name: str) -> None:
+@pytest.mark.parametrize("objective", ["tcl", "supcon", "ce", "tcl_ssl", "simclr"])
+def test_replayed_steps_are_the_eager_steps(objective: str) -> None:
+    name = f"{objective}_resnet20_digits"
     graphed, eager = trainer(False, name), trainer(False, name, graphs=False)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same kernels for both
         ours, theirs = weights_after(graphed, 5), weights_after(eager, 5)
