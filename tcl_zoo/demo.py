@@ -52,7 +52,7 @@ def demo(out: str | os.PathLike[str] = "runs/demo") -> bool | None:
         print(f"stopped after {trained.epoch} epochs")
         return None
     print(f"              loss {trained.loss:.3f} after {trained.epoch} epochs, {duration(trained.seconds)}")
-    results = evaluate_run(out / "run", None, device="cpu")
+    results = evaluate_run(out / "run", device="cpu")
     print("3. probe      linear classifier and nearest neighbours on the frozen features")
     folder = release(out / "run", out, device="cpu")
     size = (folder / "model.safetensors").stat().st_size

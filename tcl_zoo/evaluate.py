@@ -19,7 +19,7 @@ from .runs import load_run, read_recipe_file, save_module, write_json
 
 def evaluate_run(
     run_dir: str | os.PathLike[str],
-    data_dir: str | os.PathLike[str] | None,
+    data_dir: str | os.PathLike[str] | None = None,
     *,
     protocol: str = "cached",
     device: torch.device | str | None = None,
@@ -32,7 +32,7 @@ def evaluate_run(
 
     Args:
         run_dir: a finished run.
-        data_dir: where the data set is.
+        data_dir: where the data set is; see :func:`tcl_zoo.datasets.load`.
         protocol: ``cached`` or ``thesis``; see :func:`tcl_zoo.probe.linear_probe`.
         device: where to compute; a GPU where there is one.
         train: fit on these images instead of the data set's training split: what the run was given as ``split``.

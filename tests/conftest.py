@@ -39,6 +39,6 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("zoo")
     train(recipe("tcl_resnet20_digits.e1"), run_dir=root / "run", cpu=True)
-    evaluate_run(root / "run", None, device="cpu")
+    evaluate_run(root / "run", device="cpu")
     release(root / "run", root / "cards", device="cpu")
     return root / "cards"

@@ -67,7 +67,7 @@ def run(folder: Path, device: str) -> tuple[list[float], list[float]]:
     if device != "cpu":
         tcl_zoo.train.checkpoint = lambda trainer, run: None  # storage is what the stand-in has not
     result = train(recipe(f"{NAME}.e1"), run_dir=folder / "run", cpu=True)
-    measured = evaluate_run(folder / "run", None, device=device)
+    measured = evaluate_run(folder / "run", device=device)
     release(folder / "run", folder / "cards", device=device)
     checked = verify(f"{NAME}.e1", weights_dir=folder / "cards", device=device)
     return [measured["top1"], *measured["knn"].values(), checked.measured], [result.loss, checked.ok]

@@ -332,7 +332,7 @@ def test_evaluation_counts_every_image_once(short, tmp_path, monkeypatch):
         return lambda images: (seen.append(images.clone()), original(model)(images))[1]
 
     monkeypatch.setattr("tcl_zoo.features.pooled", pooled)
-    results = evaluate_run(tmp_path / "run", None, device="cpu")
+    results = evaluate_run(tmp_path / "run", device="cpu")
     test = load("digits", split="test")
     assert results["n"] == len(test) == 360
     rows = torch.cat(seen).flatten(1)

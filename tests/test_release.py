@@ -101,7 +101,7 @@ def test_card_says_what_a_reader_asks(released):
 def test_card_has_the_options_that_made_the_weights(tmp_path):
     plan = dataclasses.replace(tcl_zoo.recipe("ce_resnet20_digits.e1"), seed=3)
     train(plan, run_dir=tmp_path / "run", gradient_accumulation_steps=2, cpu=True)
-    evaluate_run(tmp_path / "run", None, device="cpu")
+    evaluate_run(tmp_path / "run", device="cpu")
     folder = release(tmp_path / "run", tmp_path / "zoo", device="cpu")
     command = f"scripts/train.py {plan.name} --data-dir DATA --precision fp32 --set seed=3"
     assert f"{command} --gradient-accumulation-steps 2\n" in (folder / "README.md").read_text()
@@ -142,7 +142,7 @@ def test_self_supervised_release(tmp_path):
     pytest.importorskip("lightly", reason="MoCo stands on lightly")
     name = "moco_resnet20_digits.e1"
     train(tcl_zoo.recipe(name), run_dir=tmp_path / "run", cpu=True)
-    evaluate_run(tmp_path / "run", None, device="cpu")
+    evaluate_run(tmp_path / "run", device="cpu")
     folder = release(tmp_path / "run", tmp_path / "cards", note="One epoch: a test.", device="cpu")
     assert "\nOne epoch: a test.\n" in (folder / "README.md").read_text()
     assert sorted(path.suffix for path in folder.iterdir()).count(".safetensors") == 2  # model and projector

@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     for seed, held in ((1, 0), (2, 0), (3, 200)):
         plan = dataclasses.replace(recipe(NAME), seed=seed)
         train(plan, run_dir=root / str(seed), cpu=True, hold_out=held)
-        evaluate_run(root / str(seed), None, device="cpu")
+        evaluate_run(root / str(seed), device="cpu")
     return root
 
 

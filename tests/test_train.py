@@ -467,7 +467,7 @@ def test_held_out_images_are_measured_on_and_nothing_else(tmp_path, monkeypatch)
     one = recipe("tcl_resnet20_digits.e1")
     kept, held = holdout(load("digits"), 200)
     assert train(one, run_dir=tmp_path / "run", cpu=True, hold_out=200).finished
-    results = evaluate.evaluate_run(tmp_path / "run", None, device="cpu")
+    results = evaluate.evaluate_run(tmp_path / "run", device="cpu")
     assert results["n"] == 200 and results["protocol"] == "linear probe, cached, held-out images"
     train(one, run_dir=tmp_path / "kept", split=kept, cpu=True)
     with_probe = weights(tmp_path / "run")
