@@ -94,7 +94,7 @@ def epoch(
     Args:
         name: a recipe.
         device: ``cpu`` or ``cuda``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or a training's ``auto``.
         steps: how many are timed at least; whole chunks of views, so that making them is in it.
         peak_tflops: of the device in this precision, for the utilisation; 0: not printed.
         compile: with ``torch.compile``.
@@ -104,6 +104,7 @@ def epoch(
     from torch.utils.flop_counter import FlopCounterMode
 
     trainer = made_up(name, 16_384, device, precision, compile=compile, graphs=graphs)
+    taken = "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision
     chunk = trainer.batches.chunk_steps
     steps = -(-steps // chunk) * chunk
 
@@ -123,7 +124,7 @@ def epoch(
         plain.backward(views, labels)
     flops, n_views = counter.get_total_flops(), trainer.recipe.batch_views
     epoch_seconds = seconds * (50_000 // trainer.recipe.batch_images)
-    print(f"{name}, {device}, {precision}: {1e3 * seconds:.1f} ms per step of {n_views} views,")
+    print(f"{name}, {device}, {taken}: {1e3 * seconds:.1f} ms per step of {n_views} views,")
     print(f"  {epoch_seconds:.1f} s per epoch of 50,000 images, {n_views / seconds:,.0f} views/s, ", end="")
     print(f"{flops / seconds / 1e12:.2f} TFLOP/s", end="")
     print(f", {100 * flops / seconds / 1e12 / peak_tflops:.0f} % of {peak_tflops:g}" if peak_tflops else "")

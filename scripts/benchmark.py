@@ -38,7 +38,9 @@ def main() -> int:
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="finetune: where its runs go (default: runs)")
     parser.add_argument("--name", default="tcl_resnet20_cifar10", help="epoch: the recipe")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="epoch: where")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="epoch: in what")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="epoch: as a training's (default: auto)"
+    )
     parser.add_argument("--steps", type=int, default=50, help="epoch: timed steps")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="epoch: of the device, for the utilisation")
     parser.add_argument("--compile", action="store_true", help="epoch: with torch.compile")

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from stop_after import StopAfter
 
+from tcl_zoo import train as train_module
 from tcl_zoo.analysis import GradientLog
-from tcl_zoo.augment import Augment
+from tcl_zoo.augment import POLICIES, Augment
 from tcl_zoo.datasets import load
 from tcl_zoo.errors import TrainingError
 from tcl_zoo.graphs import GraphedBackward
@@ -102,13 +105,29 @@ def test_replayed_steps_of_a_gpus_own_precision(name: str) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["autoaugment_thesis", "autoaugment", "simaugment", "crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("name", POLICIES)
 def test_views_are_those_of_the_cpu(name: str) -> None:
     augment = Augment(name)
     images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     params = augment.sample(512, torch.Generator().manual_seed(1))
     here, there = augment.apply(images, params).int(), augment.apply(images.cuda(), params).cpu().int()
     assert float(((here - there).abs() > 1).float().mean()) < 1e-3  # a rounding may fall the other way
+
+
+@needs_gpu
+@pytest.mark.parametrize("compile", [False, True], ids=["graphs", "compiled"])
+def test_a_gpus_run_goes_on_where_it_stopped(short, digits, tmp_path, monkeypatch, compile: bool) -> None:
+    def trained(folder: Path, *stops: int) -> torch.Tensor:
+        for steps in stops:
+            with monkeypatch.context() as m:
+                m.setattr(train_module, "Stop", lambda _, steps=steps: StopAfter(steps))
+                assert not train(short, run_dir=folder, split=digits, precision="fp32", compile=compile).finished
+        assert train(short, run_dir=folder, split=digits, precision="fp32", compile=compile).finished
+        weights = load_file(folder / "encoder.safetensors")
+        return torch.cat([value.flatten().double() for _, value in sorted(weights.items())])
+
+    whole, resumed = trained(tmp_path / "whole"), trained(tmp_path / "resumed", 3, 6)
+    assert float((whole - resumed).norm() / whole.norm()) < 1e-3  # a GPU's sums have no fixed order
 
 
 @needs_gpu
