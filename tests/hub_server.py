@@ -34,6 +34,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -246,7 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(reply.body[: reply.cut])
+            with suppress(ConnectionError):  # a client may hang up
+                self.wfile.write(reply.body[: reply.cut])
         self.close_connection |= reply.cut is not None
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
